@@ -1,0 +1,59 @@
+# Everything a user or a developer runs. `make` alone lists it.
+RUN_DIR ?= runs/digits
+SOURCE ?= digits
+ROUNDS ?= 3
+ARGS ?=
+PYTHON ?= python3.11
+PY := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lock warmup mine train rounds evaluate test test-all lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
+	@echo; echo "  variables: RUN_DIR=$(RUN_DIR) SOURCE=$(SOURCE) ROUNDS=$(ROUNDS) ARGS='$(ARGS)' (ARGS go to the command)"
+
+.venv/installed: requirements.lock setup.py
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: .venv/installed ## make .venv and install the locked packages into it
+
+lock: .venv/installed ## resolve setup.py's ranges again into requirements.lock
+	$(PY) -m pip install --quiet uv
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-find-links --upgrade --extra test setup.py requirements.in -o requirements.lock
+
+$(RUN_DIR)/corpus/corpus.json: | .venv/installed
+	@$(PY) -m pipeline.ingest --run_dir "$(RUN_DIR)" --source "$(SOURCE)"
+
+mine: .venv/installed $(RUN_DIR)/corpus/corpus.json ## mine the newest checkpoint's round (ingests SOURCE first if need be)
+	@$(PY) -m pipeline.mine --run_dir "$(RUN_DIR)" $(ARGS)
+
+train: .venv/installed ## train on the newest mined round, write the next checkpoint
+	@$(PY) -m trainer.train --run_dir "$(RUN_DIR)" $(ARGS)
+
+warmup: .venv/installed $(RUN_DIR)/corpus/corpus.json ## train round 0's checkpoint in-batch before anything is mined
+	@$(PY) -m trainer.train --run_dir "$(RUN_DIR)" --online $(ARGS)
+
+rounds: .venv/installed $(RUN_DIR)/corpus/corpus.json ## mine and train ROUNDS times in turn
+	@$(PY) -m pipeline.rounds --run_dir "$(RUN_DIR)" --rounds $(ROUNDS) $(ARGS)
+
+evaluate: .venv/installed ## held-out retrieval of the newest checkpoint
+	@$(PY) -m trainer.evaluate --run_dir "$(RUN_DIR)" $(ARGS)
+
+test: .venv/installed ## the tests but the slow ones
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-all: .venv/installed ## every test
+	$(PY) -m pytest $(ARGS)
+
+lint: .venv/installed ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+clean: ## remove .venv, caches and runs/digits
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/digits
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

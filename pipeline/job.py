@@ -1,0 +1,93 @@
+"""Running a Beam graph from a command: its options, its progress on the screen, its workers' errors."""
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.records import InputError
+
+_WORKER_ERROR = re.compile(r"InputError: (.*?)(?: \[while running|\n|$)", re.DOTALL)
+
+
+def beam_options(arguments: list[str]) -> PipelineOptions:
+    """Beam's own options. The in-process runner is named: DirectRunner would first try to download another."""
+    if not any(argument.startswith("--runner") for argument in arguments):
+        arguments = ["--runner=FnApiRunner", *arguments]
+        # Job servers have options that Beam's Python side does not know; this runner has none.
+        known = PipelineOptions([]).get_all_options()
+        for argument in arguments:
+            name = argument[2:].split("=")[0]
+            if argument.startswith("--") and name.removeprefix("no_") not in known:
+                raise InputError(f"unknown option --{name}. --help lists ours; Beam's own are in its documentation.")
+    return PipelineOptions(arguments)
+
+
+def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> None:
+    """Builds and runs a graph, and waits for it. A worker's InputError comes back as one."""
+    # What goes wrong comes back as the exception below; Beam would print it a first time, in fifty lines.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            graph(pipeline)
+    except Exception as error:
+        # Runners add the step to a worker's error, or hand it over as text inside an error of their own.
+        match = _WORKER_ERROR.search(f"{type(error).__name__}: {error}")
+        if match:
+            raise InputError(match[1].strip()) from None
+        raise
+
+
+@contextmanager
+def progress(*stages: tuple[str, int, Callable[[], int]]) -> Iterator[None]:
+    """Shows (name, items in all, items done so far) while the block runs.
+
+    What is done is counted from files, so it is the same for every runner.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    stopped = threading.Event()
+    columns = (
+        TextColumn("{task.description:<8}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks = [bars.add_task(name, total=total, start=False) for name, total, _ in stages]
+
+        def watch() -> None:
+            plain = [-1] * len(stages)
+            while not stopped.wait(0.25 if console.is_terminal else 2.0):
+                for i, (task, (name, total, done)) in enumerate(zip(tasks, stages, strict=True)):
+                    count = done()
+                    if count and not bars.tasks[i].started:
+                        bars.start_task(task)
+                    bars.update(task, completed=count)
+                    if not console.is_terminal and count not in (plain[i], 0):
+                        console.print(f"{name}: {count} of {total}")
+                        plain[i] = count
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join()
+
+
+def count_files(directory: os.PathLike[str] | str, suffix: str) -> int:
+    """How many finished files with that ending a directory holds; temporary names begin with a dot."""
+    try:
+        return sum(1 for e in os.scandir(directory) if e.name.endswith(suffix) and not e.name.startswith("."))
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,639 @@
+"""Mine a round: embed the corpus with its checkpoint, select triplets exactly, write them as TFRecords.
+
+    python -m pipeline.mine --run_dir runs/digits
+
+The graph is `graph` below. References travel through its shuffles, payload does not.
+"""
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.utils import shared
+
+from pipeline import job, packs, records, selection
+from pipeline.embed import Embedder
+from pipeline.records import Corpus, InputError, Split
+from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
+
+ITEM_BLOCKS = 8  # anchor blocks of a work item
+ITEM_COLUMNS = 64  # column blocks of a work item, for `nearest`
+SHARD_PAIRS = 4096  # anchor-positive pairs for which a triplet shard is made
+CACHE_BYTES = 256 << 20  # column blocks kept per process
+PAYLOAD_BYTES = 64 << 20  # payload held at a time while a shard is written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One round's mining: everything a worker needs to know, small enough to be sent to it."""
+
+    run_dir: Path
+    round: int
+    rule: Rule
+    pack_rows: int = 128
+    anchors: int | None = None  # that many anchors; None: every row
+    class_pool: int | None = None  # this round sees that many classes; None: all
+    threads: int = 1
+    corpus_fingerprint: str = ""
+    checkpoint_digest: str = ""
+
+    def __post_init__(self) -> None:
+        packs.check_pack_rows(self.pack_rows)
+        for name in ("anchors", "class_pool", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; found {getattr(self, name)}")
+
+    @property
+    def directory(self) -> Path:
+        return records.round_dir(self.run_dir, self.round)
+
+    @property
+    def embeddings(self) -> Path:
+        """Named by the content of what made them, so they are never stale."""
+        pool = [self.class_pool, self.rule.seed, self.rule.round] if self.class_pool else None
+        key = records.sha256_of_json([self.corpus_fingerprint, self.checkpoint_digest, pool])
+        return self.directory / "embeddings" / key[:16]
+
+    @property
+    def work(self) -> Path:
+        """Intermediate results, named by everything that shapes them; removed when the round is mined."""
+        return self.directory / "work" / records.sha256_of_json([self.options(), str(self.embeddings)])[:16]
+
+    def options(self) -> dict[str, Any]:
+        """What shapes the result, as the manifest has it."""
+        rule = asdict(self.rule)
+        del rule["round"]
+        return {**rule, "shares": dict(self.rule.shares), "pack_rows": self.pack_rows,
+                "anchors": self.anchors, "class_pool": self.class_pool}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A work item: whole anchor blocks against column blocks first_column to last_column - 1."""
+
+    number: int
+    anchors: np.ndarray
+    first_column: int
+    last_column: int
+
+
+class Pool:
+    """The rows that take part in a round: those of the train split, or of the classes drawn for it."""
+
+    def __init__(self, job_: Job):
+        self.corpus: Corpus = records.open_corpus(job_.run_dir)
+        self.split: Split = self.corpus.split("train")
+        sizes = np.diff(self.split.first_rows)
+        self.classes = np.arange(len(sizes))
+        if job_.class_pool is not None and job_.class_pool < len(sizes):
+            drawn = np.argsort(selection.row_hashes(job_.rule.key("class-pool"), self.classes), kind="stable")
+            self.classes = np.sort(drawn[: job_.class_pool])
+        self._first = np.concatenate([[0], np.cumsum(sizes[self.classes])]).astype(np.int64)
+        self.directory = job_.embeddings
+
+    @property
+    def rows(self) -> int:
+        return int(self._first[-1])
+
+    def position(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [n]: a row's place among the pool's rows; for a row outside, that of the next inside."""
+        place = np.searchsorted(self.classes, self.split.class_of(rows))
+        inside = (place < len(self.classes)) & (
+            self.classes[np.minimum(place, len(self.classes) - 1)] == self.split.class_of(rows)
+        )
+        first = self.split.first_rows[self.classes[np.minimum(place, len(self.classes) - 1)]]
+        return np.where(inside, self._first[place] + rows - first, self._first[place])
+
+    def row(self, positions: np.ndarray) -> np.ndarray:
+        """int64 [n]: the rows at these places; the inverse of `position`."""
+        place = np.searchsorted(self._first, positions, "right") - 1
+        return self.split.first_rows[self.classes[place]] + positions - self._first[place]
+
+    @functools.cached_property
+    def shard_positions(self) -> np.ndarray:
+        """int64 [shards + 1]: where each corpus shard's rows begin among the pool's."""
+        ends = self.position(np.minimum(self.split.shard_rows, self.split.rows - 1))
+        ends[self.split.shard_rows >= self.split.rows] = self.rows
+        return ends
+
+    def shard_rows(self, number: int) -> np.ndarray:
+        """int64 [n]: the pool's rows in a corpus shard."""
+        return self.row(np.arange(self.shard_positions[number], self.shard_positions[number + 1]))
+
+    def embedding_path(self, number: int) -> Path:
+        return self.directory / self.split.shards[number]["file"].replace(".tfrecord", ".npy")
+
+    def embeddings(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, dim] of rows of the pool, read by position."""
+        positions = self.position(rows)
+        order = np.argsort(positions, kind="stable")
+        cuts = np.searchsorted(positions[order], self.shard_positions)
+        out: np.ndarray | None = None
+        for number in np.flatnonzero(np.diff(cuts)):
+            where = order[cuts[number] : cuts[number + 1]]
+            stored = _open_array(self.embedding_path(int(number)))
+            if out is None:
+                out = np.empty((len(rows), stored.shape[1]), np.float32)
+            out[where] = stored[positions[where] - self.shard_positions[number]]
+        assert out is not None, "no rows asked for"
+        return out
+
+    def block(self, rows: np.ndarray) -> Block:
+        """Rows with everything that selection wants to know of them."""
+        return Block(
+            row=rows,
+            embedding=self.embeddings(rows),
+            content=self.split.codes("content", rows) if self.split.copies else None,
+            group=self.split.codes("group", rows) if self.split.grouped else None,
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _open_array(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+class Columns:
+    """Column blocks by number, read from files and kept while they fit in CACHE_BYTES. Safe between threads."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._kept: dict[int, Block] = {}
+        self._bytes = 0
+
+    def __call__(self, number: int) -> Block:
+        block = self._kept.get(number)
+        if block is None:
+            with np.load(self.directory / f"{number:06d}.npz", allow_pickle=False) as file:
+                block = Block(**{name: file[name] for name in file.files})
+            self._bytes += block.embedding.nbytes
+            if self._bytes > CACHE_BYTES:
+                self._kept, self._bytes = {}, block.embedding.nbytes
+            self._kept[number] = block
+        return block
+
+
+def save_arrays(path: Path, **arrays: np.ndarray | None) -> None:
+    there: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
+    records.write_atomically(path, lambda temporary: np.savez(temporary, **there))
+
+
+# ---- The steps. ----
+
+
+class _Step(beam.DoFn):
+    """A step that knows the job, and opens the pool once per worker."""
+
+    def __init__(self, job_: Job):
+        self.job = job_
+
+    def setup(self) -> None:
+        self.pool = Pool(self.job)
+
+
+class EmbedShard(_Step):
+    """corpus shard number -> the same number, its embeddings written."""
+
+    def __init__(self, job_: Job):
+        super().__init__(job_)
+        self.handle = shared.Shared()
+
+    def process(self, number: int) -> Iterator[int]:
+        path, split = self.pool.embedding_path(number), self.pool.split
+        records.check_corpus_shard(split.directory, split.shards[number])
+        if not path.exists():
+            embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
+            rows = self.pool.shard_rows(number)
+            embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
+            records.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
+        yield number
+
+    def _load(self) -> Embedder:
+        checkpoint = records.checkpoint_path(self.job.run_dir, self.job.round)
+        embedder = Embedder(checkpoint, self.pool.corpus)
+        digest = records.checkpoint_digest(embedder.model)
+        if digest != self.job.checkpoint_digest:
+            raise InputError(
+                f"{checkpoint} changed while its round was mined: {digest[:12]}, at the start "
+                f"{self.job.checkpoint_digest[:12]}. Mine again."
+            )
+        return embedder
+
+
+class DealColumns(_Step):
+    """corpus shard number -> (column block, part of it), its rows dealt by hash."""
+
+    def process(self, number: int) -> Iterator[tuple[int, Block]]:
+        rows = self.pool.shard_rows(number)
+        if not len(rows):
+            return
+        whole = self.pool.block(rows)
+        dealt = selection.column_block_of(self.job.rule, rows, selection.column_blocks(self.pool.rows))
+        order = np.argsort(dealt, kind="stable")
+        for where in np.split(order, np.flatnonzero(np.diff(dealt[order])) + 1):
+            yield int(dealt[where[0]]), whole.take(where)
+
+
+class WriteColumns(_Step):
+    """(column block, its parts) -> its number, written in order of rows."""
+
+    def process(self, element: tuple[int, Any]) -> Iterator[int]:
+        number, parts = element
+        block = Block.concatenate(list(parts))
+        save_arrays(self.job.work / "columns" / f"{number:06d}.npz", **vars(block.take(np.argsort(block.row))))
+        yield number
+
+
+class _SelectionStep(_Step):
+    def pairs(self, item: Item) -> Pairs:
+        """An item's anchors with their positives drawn: the same wherever and however often it is asked for."""
+        rule, pool, split = self.job.rule, self.pool, self.pool.split
+        own = split.class_ranges(item.anchors)
+        contents = (lambda lo, hi: split.codes("content", np.arange(lo, hi))) if split.copies else None
+        positive = selection.draw_positives(rule, item.anchors, own, contents)
+        there = np.where(positive >= 0, positive, item.anchors[:, None])
+        embedding = pool.embeddings(there.ravel()).reshape(*positive.shape, -1)
+        return selection.make_pairs(rule, pool.block(item.anchors), own, positive, embedding)
+
+
+class Scan(_SelectionStep):
+    """Item -> (number of its anchors, Found): the item's anchors against its columns."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.columns = Columns(self.job.work / "columns")
+
+    def process(self, item: Item, written: int) -> Iterator[tuple[int, tuple[Item, Found]]]:
+        blocks = selection.column_blocks(self.pool.rows)
+        if written != blocks:
+            raise RuntimeError(f"{written} column blocks were written, expected {blocks}")
+        path = self.job.work / "found" / f"{item.number:06d}-{item.first_column:06d}.npz"
+        if path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                found = Found(**{name: file[name] for name in file.files})
+        else:
+            rule, pairs, threads = self.job.rule, self.pairs(item), self.job.threads
+            if rule.pick == "random":
+                found = selection.scan_random(rule, pairs, item.number * ITEM_BLOCKS, self.columns, blocks, threads)
+            else:
+                numbers = range(item.first_column, item.last_column)
+                found = selection.scan_nearest(rule, pairs, map(self.columns, numbers), threads)
+            save_arrays(path, **vars(found))
+        yield item.number, (item, found)
+
+
+class MergeFound(beam.CombineFn):
+    """Merges an item's partial results, one per list of column blocks. Associative and commutative."""
+
+    def create_accumulator(self) -> None:
+        return None
+
+    def add_input(self, one: Any, other: Any) -> Any:
+        if one is None or other is None:
+            return other if one is None else one
+        return one[0], selection.merge(one[1], other[1])
+
+    def merge_accumulators(self, accumulators: Any) -> Any:
+        return functools.reduce(self.add_input, accumulators, None)
+
+    def extract_output(self, accumulator: Any) -> Any:
+        return accumulator
+
+
+class ChooseNegatives(_SelectionStep):
+    """(number, (item, Found)) -> (triplet shard, Triplets); counts go to the output COUNTS."""
+
+    COUNTS = "counts"
+
+    def __init__(self, job_: Job, shards: int):
+        super().__init__(job_)
+        self.shards = shards
+
+    def process(self, element: tuple[int, tuple[Item, Found]]) -> Iterator[Any]:
+        item, found = element[1]
+        triplets, counts = selection.choose(self.job.rule, self.pairs(item), found)
+        shard = packs.shard_of(self.job.rule, triplets, self.shards)
+        for number in np.unique(shard):
+            yield int(number), triplets.take(shard == number)
+        yield beam.pvalue.TaggedOutput(self.COUNTS, counts)
+
+
+class WritePacks(_Step):
+    """(triplet shard, its Triplets in parts) -> manifest entry with counts: packs them, joins the payload."""
+
+    def __init__(self, job_: Job, shards: int):
+        super().__init__(job_)
+        self.shards = shards
+
+    def process(self, element: tuple[int, Any]) -> Iterator[tuple[int, dict[str, Any], dict[str, int]]]:
+        number, parts = element
+        rule, split = self.job.rule, self.pool.split
+        triplets = Triplets.concatenate([Triplets.none(), *parts])
+        triplets = triplets.take(packs.hash_order(rule, triplets))
+        rows, row_starts, triplet_starts = packs.assemble(
+            rule, triplets, split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative),
+            self.job.pack_rows, number,
+        )  # fmt: skip
+        counts: dict[str, int] = {
+            "packs": len(row_starts) - 1,
+            "rows": len(rows),
+            "pack_skipped": 0,
+            "pack_guarded": 0,
+        }
+
+        def serialised() -> Iterator[bytes]:
+            sizes = split.codes("length", rows)
+            for first, last in packs.chunks(sizes, row_starts, PAYLOAD_BYTES):
+                begin, end = row_starts[first], row_starts[last]
+                payload = _payload(split.read(rows[begin:end]), self.pool.corpus)
+                block, label = self.pool.block(rows[begin:end]), split.class_of(rows[begin:end])
+                for pack in range(first, last):
+                    here = slice(row_starts[pack] - begin, row_starts[pack + 1] - begin)
+                    corpus = triplets.take(np.arange(triplet_starts[pack], triplet_starts[pack + 1]))
+                    if self.job.pack_rows == packs.LONE:
+                        chosen = packs.lone(corpus)
+                    else:
+                        chosen, skipped = packs.fill_pack(
+                            rule,
+                            block.take(np.arange(here.start, here.stop)),
+                            label[here],
+                            corpus,
+                            f"{number}/{pack}",
+                        )
+                        counts["pack_skipped"] += skipped["skipped"]
+                        counts["pack_guarded"] += skipped["guarded"]
+                    for scope, kind in zip(chosen["scope"].tolist(), chosen["kind"].tolist(), strict=True):
+                        name = f"{records.SCOPES[scope]}/{selection.KINDS[kind]}"
+                        counts[name] = counts.get(name, 0) + 1
+                    yield records.make_example(
+                        {"row": rows[begin:end][here], **{k: v[here] for k, v in payload.items()}, **chosen}
+                    )
+
+        path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
+        yield number, records.write_records(path, serialised()), counts
+
+
+def _payload(examples: list[bytes], corpus: Corpus) -> dict[str, Any]:
+    """The features of corpus records, as lists or arrays with one entry per record."""
+    parsed = [records.parse_example(example) for example in examples]
+    return {
+        name: np.stack([p[name] for p in parsed])
+        if isinstance(parsed[0][name], np.ndarray)
+        else [p[name][0] for p in parsed]
+        for name in ("id", "label", *corpus.features, *(["group"] if corpus.manifest["grouped"] else []))
+    }
+
+
+def _sum_counts(counts: Any) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for entry in counts:
+        for name, value in entry.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+# ---- The graph. ----
+
+
+def graph(pipeline: beam.Pipeline, job_: Job, items: list[Item], corpus_shards: int, shards: int) -> None:
+    """From corpus shards and a checkpoint to triplet shards and their manifest, which is written last."""
+    dealt = (
+        pipeline
+        | "List corpus shards" >> beam.Create(range(corpus_shards))
+        | "Spread shards" >> beam.Reshuffle()
+        | "Embed" >> beam.ParDo(EmbedShard(job_))  # shard
+        | "Deal" >> beam.ParDo(DealColumns(job_))  # (column block, Block)
+        | "Gather columns" >> beam.GroupByKey()
+        | "Write columns" >> beam.ParDo(WriteColumns(job_))  # column block
+        | "Count columns" >> beam.combiners.Count.Globally()
+    )
+    chosen = (
+        pipeline
+        | "List work items" >> beam.Create(items)
+        | "Spread items" >> beam.Reshuffle()
+        | "Scan" >> beam.ParDo(Scan(job_), beam.pvalue.AsSingleton(dealt))  # (item number, (Item, Found))
+        | "Merge" >> beam.CombinePerKey(MergeFound())
+        | "Choose" >> beam.ParDo(ChooseNegatives(job_, shards)).with_outputs(ChooseNegatives.COUNTS, main="triplets")
+    )
+    every_shard = pipeline | "List triplet shards" >> beam.Create([(n, Triplets.none()) for n in range(shards)])
+    counts = chosen[ChooseNegatives.COUNTS] | "Sum counts" >> beam.CombineGlobally(_sum_counts)
+    (
+        (chosen.triplets, every_shard)
+        | "Join shards" >> beam.Flatten()
+        | "Gather triplets" >> beam.GroupByKey()  # (triplet shard, [Triplets])
+        | "Write packs" >> beam.ParDo(WritePacks(job_, shards))  # (triplet shard, entry, counts)
+        | "Gather entries" >> beam.combiners.ToList()
+        | "Commit" >> beam.Map(commit, beam.pvalue.AsSingleton(counts), job_)
+    )
+
+
+def commit(written: list[tuple[int, dict[str, Any], dict[str, int]]], counts: dict[str, int], job_: Job) -> None:
+    """Writes triplets.json: from here on the round is mined."""
+    written = sorted(written, key=lambda entry: entry[0])
+    packed = _sum_counts(entry[2] for entry in written)
+    corpus = records.open_corpus(job_.run_dir)
+    shards = [entry[1] for entry in written]
+    triplets = {scope: {kind: packed.get(f"{scope}/{kind}", 0) for kind in selection.KINDS} for scope in records.SCOPES}
+    fixed = ("pairs", "fallback", "guarded")
+    manifest = {
+        "format": records.TRIPLETS_FORMAT,
+        "round": job_.round,
+        "corpus_fingerprint": job_.corpus_fingerprint,
+        "checkpoint_digest": job_.checkpoint_digest,
+        "metric": records.METRIC,
+        "margin": job_.rule.margin,
+        "seed": job_.rule.seed,
+        "options": job_.options(),
+        "definitions": {
+            "semi-hard": "another label and d_ap < d_an < d_ap + margin",
+            "hard": "another label and d_an <= d_ap",
+        },
+        "kinds": list(selection.KINDS),
+        "scopes": list(records.SCOPES),
+        "features": corpus.features,
+        "pack_rows": job_.pack_rows,
+        "packs": packed["packs"],
+        "rows": packed["rows"],
+        "triplets": sum(sum(kinds.values()) for kinds in triplets.values()),
+        "counts": triplets,
+        "pairs": {"corpus": counts["pairs"]},
+        "fallback": counts["fallback"],
+        "guarded": {"corpus": counts["guarded"], "pack": packed["pack_guarded"]},
+        "skipped": {
+            "corpus": {name: n for name, n in counts.items() if name not in fixed},
+            "pack": {"no_negative_in_pack": packed["pack_skipped"]},
+        },
+        "shards": shards,
+        "triplet_digest": records.sha256_of_json([entry["sha256"] for entry in shards]),
+        "versions": {name: version(name) for name in ("tensorflow", "apache-beam", "numpy", "triplet-miner")},
+    }
+    records.write_json(job_.directory / "triplets" / "triplets.json", manifest)
+
+
+# ---- The command. ----
+
+
+def work_items(job_: Job, pool: Pool) -> list[Item]:
+    """Cuts the round into work items. `random` needs each anchor block whole; `nearest` may be split."""
+    if job_.anchors is not None and job_.anchors < pool.rows:
+        hashes = selection.row_hashes(job_.rule.key("anchors"), pool.row(np.arange(pool.rows)))
+        anchors = pool.row(np.sort(np.argsort(hashes, kind="stable")[: job_.anchors]))
+    else:
+        anchors = pool.row(np.arange(pool.rows))
+    blocks = selection.column_blocks(pool.rows)
+    step = blocks if job_.rule.pick == "random" else ITEM_COLUMNS
+    size = ITEM_BLOCKS * ANCHOR_BLOCK
+    return [
+        Item(
+            number=n,
+            anchors=anchors[n * size : (n + 1) * size],
+            first_column=c,
+            last_column=min(c + step, blocks),
+        )
+        for n in range(-(-len(anchors) // size))
+        for c in range(0, blocks, step)
+    ]
+
+
+def mine(job_: Job, options: Any) -> dict[str, Any]:
+    """Mines a round. Returns its manifest."""
+    started = time.time()
+    pool = Pool(job_)
+    if len(pool.classes) < 2:
+        raise InputError(f"{pool.corpus.directory}: {len(pool.classes)} class takes part; a negative needs two.")
+    items = work_items(job_, pool)
+    anchors = sum(len(item.anchors) for item in items if item.first_column == 0)
+    shards = -(-anchors * job_.rule.positives // SHARD_PAIRS)
+    corpus_shards, blocks = len(pool.split.shards), selection.column_blocks(pool.rows)
+    with job.progress(
+        ("embed", corpus_shards, lambda: job.count_files(job_.embeddings, ".npy")),
+        ("columns", blocks, lambda: job.count_files(job_.work / "columns", ".npz")),
+        ("scan", len(items), lambda: job.count_files(job_.work / "found", ".npz")),
+        ("write", shards, lambda: job.count_files(job_.directory / "triplets", ".tfrecord")),
+    ):
+        job.run(options, lambda pipeline: graph(pipeline, job_, items, corpus_shards, shards))
+    shutil.rmtree(job_.directory / "work", ignore_errors=True)
+    manifest = records.read_json(job_.directory / "triplets" / "triplets.json", records.TRIPLETS_FORMAT)
+    records.write_json(
+        job_.directory / "stats.json",
+        {"mining_seconds": round(time.time() - started, 2), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+    )
+    return manifest
+
+
+def summary(manifest: dict[str, Any], run_dir: Path) -> str:
+    directory = records.round_dir(run_dir, manifest["round"]) / "triplets"
+    size = f"{manifest['packs']:,} packs of {manifest['rows']:,} rows"
+    lines = [f"round {manifest['round']}: {manifest['triplets']:,} triplets in {size}"]
+    for scope in records.SCOPES:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in manifest["counts"][scope].items() if n)
+        lines.append(f"  {'over the whole corpus' if scope == 'corpus' else 'inside the packs':<22}{kinds or 'none'}")
+    skipped = {**manifest["skipped"]["corpus"], **manifest["skipped"]["pack"]}
+    reasons = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in skipped.items() if n)
+    lines.append(f"  {'skipped':<22}{reasons or 'none'}")
+    if any(manifest["guarded"].values()):
+        lines.append(f"  {'guards acted on':<22}{sum(manifest['guarded'].values()):,} pairs")
+    lines.append(f"  in {directory}   next: python -m trainer.train --run_dir {run_dir}")
+    return "\n".join(lines)
+
+
+def parse_shares(text: str) -> tuple[tuple[str, float], ...]:
+    """`semi-hard,hard` or `semi-hard:3,hard:1`."""
+    try:
+        pairs = [part.partition(":") for part in text.split(",")]
+        return tuple((kind.strip(), float(share) if share else 1.0) for kind, _, share in pairs)
+    except ValueError:
+        raise InputError(f"--negatives takes kinds with shares, as semi-hard:3,hard:1; found {text!r}") from None
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.mine",
+        description="Mine the newest checkpoint's round. Flags of Apache Beam (--runner ...) pass through.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run_dir", type=Path, required=True)
+    what = parser.add_argument_group("what a triplet is")
+    what.add_argument("--negatives", default="semi-hard", help="kinds with shares: semi-hard:3,hard:1 (semi-hard)")
+    what.add_argument(
+        "--pick", default="random", choices=("random", "nearest"), help="out of all that qualify (random)"
+    )
+    what.add_argument("--margin", type=float, default=0.2, help="of the band and of the loss (0.2)")
+    what.add_argument("--positives", type=int, default=1, help="per anchor (1)")
+    what.add_argument("--seed", type=int, default=0, help="of every draw (0)")
+    guards = parser.add_argument_group("guards against false negatives")
+    guards.add_argument("--min_negative_distance", type=float, default=0.0, help="leave out d_an below it (0: off)")
+    guards.add_argument("--min_negative_ratio", type=float, default=0.0, help="leave out d_an < ratio * d_ap (0: off)")
+    work = parser.add_argument_group("how much work")
+    work.add_argument("--anchors", type=int, help="this many anchors (all)")
+    work.add_argument("--class_pool", type=int, help="this round embeds and sees this many classes (all)")
+    work.add_argument("--pack_rows", type=int, default=128, help="rows a record holds; 3: lone triplets (128)")
+    work.add_argument("--threads", type=int, default=os.cpu_count(), help="of the scan, per worker (all cores)")
+    arguments, rest = parser.parse_known_args(argv)
+    options = job.beam_options(rest)
+    run_dir = arguments.run_dir
+    corpus = records.open_corpus(run_dir)
+    number = records.newest_round(run_dir, records.checkpoint_path)
+    if number is None:
+        # The trainer chooses the network; this package never imports it.
+        done = subprocess.run([sys.executable, "-m", "trainer.train", "--run_dir", str(run_dir), "--init"])
+        if done.returncode:
+            return done.returncode
+        number = 0
+    try:
+        rule = Rule(
+            shares=parse_shares(arguments.negatives), round=number,
+            **{name: getattr(arguments, name) for name in (
+                "pick", "margin", "positives", "seed", "min_negative_distance", "min_negative_ratio")},
+        )  # fmt: skip
+        checkpoint = records.checkpoint_path(run_dir, number)
+        job_ = Job(
+            run_dir=run_dir, round=number, rule=rule, corpus_fingerprint=corpus.fingerprint,
+            checkpoint_digest=records.checkpoint_digest(records.load_checkpoint(checkpoint)),
+            **{name: getattr(arguments, name) for name in ("pack_rows", "anchors", "class_pool", "threads")},
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if records.manifest_path(run_dir, number).exists():
+        return already_mined(job_, corpus)
+    print(summary(mine(job_, options), run_dir))
+    return 0
+
+
+def already_mined(job_: Job, corpus: Corpus) -> int:
+    """Says so and changes nothing; refuses if the round was mined from something else."""
+    manifest = records.open_triplets(job_.run_dir, job_.round, corpus)
+    directory = records.manifest_path(job_.run_dir, job_.round).parent
+    asked = json.loads(json.dumps(job_.options()))
+    for name, found, expected in (
+        ("checkpoint", manifest["checkpoint_digest"][:12], job_.checkpoint_digest[:12]),
+        *((name, manifest["options"].get(name), value) for name, value in asked.items()),
+    ):
+        if found != expected:
+            raise InputError(
+                f"round {job_.round} is mined already with {name} {found}, asked for {expected}. Train it, or remove "
+                f"{directory} to mine it again."
+            )
+    print(f"round {job_.round} is mined already; nothing to do")
+    print(summary(manifest, job_.run_dir))
+    return 0
+
+
+if __name__ == "__main__":
+    # Imported under its own name, so that workers can unpickle what is defined here.
+    from pipeline.mine import main as imported_main
+
+    records.run(imported_main)

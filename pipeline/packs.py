@@ -1,0 +1,193 @@
+"""Packs: which corpus triplets share a record, and which rows fill it up.
+
+A triplet on its own costs three forward passes. A pack holds some rows once and many triplets over them: the
+corpus triplets that brought the rows in, and one triplet for every other ordered pair of a label among them.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.selection import Block, Rule, Triplets, _below, _compile, _hash, hashes, select_within
+
+FILL = 4  # rows a class is filled to
+LONE = 3  # pack_rows for one triplet a record: no fill, no triplets of the pack's own
+
+
+def check_pack_rows(pack_rows: int) -> None:
+    if pack_rows != LONE and pack_rows < 2 * FILL:
+        raise ValueError(f"pack_rows must be {LONE} (lone triplets) or at least {2 * FILL}; found {pack_rows}")
+
+
+def shard_of(rule: Rule, triplets: Triplets, shards: int) -> np.ndarray:
+    """int64 [t]: the shard of each triplet. Shards are runs of the hash order of (anchor, positive)."""
+    share = (hashes(rule.key("pack"), triplets.anchor, triplets.positive) >> np.uint64(11)) * 2.0**-53
+    return (share * shards).astype(np.int64)
+
+
+def hash_order(rule: Rule, triplets: Triplets) -> np.ndarray:
+    """int64 [t]: the order in which triplets enter packs."""
+    return np.lexsort(
+        (triplets.positive, triplets.anchor, hashes(rule.key("pack"), triplets.anchor, triplets.positive))
+    )
+
+
+@_compile
+def _assemble(anchor, positive, negative, own, other, pack_rows, fill, key):
+    """Rows of all packs, where each pack's rows begin, and where each pack's triplets begin."""
+    count = len(anchor)
+    rows = np.empty(max(1, count) * (3 + 2 * fill), np.int64)
+    row_starts, triplet_starts = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
+    packs, end = 0, 0
+    class_first = np.empty(pack_rows, np.int64)  # the classes in the open pack: first row, size, rows so far
+    class_size = np.empty(pack_rows, np.int64)
+    class_rows = np.empty(pack_rows, np.int64)
+    classes, missing = 0, 0  # missing: rows still to fill in
+    t = 0
+    while t <= count:
+        start = row_starts[packs]
+        fits = False
+        if t < count:
+            # What this triplet would add, worked out on copies of the few counts it touches.
+            new, new_missing, trial_classes = 0, missing, classes
+            for part in range(3):
+                row = anchor[t] if part == 0 else (positive[t] if part == 1 else negative[t])
+                there = False
+                for k in range(start, end + new):
+                    there = there or rows[k] == row
+                if there:
+                    continue
+                lo, hi = (other[t, 0], other[t, 1]) if part == 2 else (own[t, 0], own[t, 1])
+                c = 0
+                while c < trial_classes and class_first[c] != lo:
+                    c += 1
+                if end + new - start >= pack_rows or c >= pack_rows:
+                    new_missing = pack_rows + 1  # no room for the row itself
+                    break
+                if c == trial_classes:
+                    class_first[c], class_size[c], class_rows[c] = lo, hi - lo, 0
+                    trial_classes += 1
+                    new_missing += min(fill, hi - lo)
+                if class_rows[c] < fill:
+                    new_missing -= 1
+                class_rows[c] += 1
+                rows[end + new] = row
+                new += 1
+            fits = end + new - start + new_missing <= pack_rows
+            if fits or end == start:
+                end += new
+                classes, missing = trial_classes, new_missing
+                t += 1
+                if t < count:
+                    continue
+            else:  # take back what was tried
+                for k in range(end, min(end + new, len(rows))):
+                    c = 0
+                    while not class_first[c] <= rows[k] < class_first[c] + class_size[c]:
+                        c += 1
+                    class_rows[c] -= 1
+        if end == start:
+            break
+        for c in range(classes):
+            want, tries = min(fill, class_size[c]), 0
+            while class_rows[c] < want:
+                h = _hash(_hash(_hash(key, packs), class_first[c]), tries)
+                row = class_first[c] + _below(h, class_size[c])
+                tries += 1
+                there = False
+                for k in range(start, end):
+                    there = there or rows[k] == row
+                if not there:
+                    rows[end] = row
+                    end += 1
+                    class_rows[c] += 1
+        packs += 1
+        row_starts[packs], triplet_starts[packs] = end, t
+        classes, missing = 0, 0
+        if t == count:
+            break
+    return rows[:end], row_starts[: packs + 1], triplet_starts[: packs + 1]
+
+
+def assemble(
+    rule: Rule, triplets: Triplets, own: np.ndarray, other: np.ndarray, pack_rows: int, shard: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Puts triplets into packs, in their order: each enters while its new rows and their fill fit.
+
+    Args:
+      own, other: int64 [t, 2], the row ranges of the anchor's and of the negative's class.
+      pack_rows: rows a pack holds at most.
+    Returns:
+      int64 rows of all packs, one pack after the other; int64 [packs + 1] where each pack's rows begin; and
+      int64 [packs + 1] where its triplets begin.
+    """
+    if pack_rows == LONE:
+        rows = np.stack([triplets.anchor, triplets.positive, triplets.negative], axis=1).ravel()
+        starts = np.arange(len(triplets) + 1, dtype=np.int64)
+        return rows, LONE * starts, starts
+    return _assemble(
+        triplets.anchor,
+        triplets.positive,
+        triplets.negative,
+        own,
+        other,
+        pack_rows,
+        FILL,
+        rule.key(f"fill/{shard}"),
+    )
+
+
+def fill_pack(
+    rule: Rule, block: Block, label: np.ndarray, corpus: Triplets, pack: str
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The triplets of one pack: those from the corpus first, then one for every other pair of a label.
+
+    Args:
+      block: the pack's rows, in the pack's order. label: int64 [U]. corpus: the corpus triplets in it.
+      pack: a name that is part of the draw.
+    Returns:
+      anchor, positive, negative (positions in the pack), kind, scope, d_ap, d_an, each [T]; counts of
+      select_within.
+    """
+    order = np.argsort(block.row)
+    anchor, positive, negative = (
+        order[np.searchsorted(block.row, side, sorter=order)]
+        for side in (corpus.anchor, corpus.positive, corpus.negative)
+    )
+    taken = np.zeros((len(label), len(label)), bool)
+    taken[anchor, positive] = True
+    chosen, distance, counts = select_within(rule, block, label, taken, pack)
+    a, p, n, kind = chosen.T
+    return {
+        "anchor": np.concatenate([anchor, a]),
+        "positive": np.concatenate([positive, p]),
+        "negative": np.concatenate([negative, n]),
+        "kind": np.concatenate([corpus.kind.astype(np.int64), kind]),
+        "scope": np.repeat([0, 1], [len(corpus), len(chosen)]),
+        "d_ap": np.concatenate([corpus.d_ap, distance[a, p]]),
+        "d_an": np.concatenate([corpus.d_an, distance[a, n]]),
+    }, counts
+
+
+def lone(triplet: Triplets) -> dict[str, np.ndarray]:
+    """The triplet of a pack that holds nothing else, as `fill_pack` gives them."""
+    anchor, positive, negative = np.arange(LONE)[:, None]
+    return {
+        "anchor": anchor,
+        "positive": positive,
+        "negative": negative,
+        "kind": triplet.kind.astype(np.int64),
+        "scope": np.zeros(1, np.int64),
+        "d_ap": triplet.d_ap,
+        "d_an": triplet.d_an,
+    }
+
+
+def chunks(sizes: np.ndarray, starts: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
+    """Runs of packs (first, last + 1) whose rows' sizes sum to about `limit` bytes, one pack at the least."""
+    total = np.concatenate([[0], np.cumsum(sizes)])[starts]
+    first = 0
+    while first < len(starts) - 1:
+        last = max(first + 1, int(np.searchsorted(total, total[first] + limit, "right")) - 1)
+        yield first, last
+        first = last

@@ -1,0 +1,508 @@
+"""What is on disk: TFRecord shards with their checks, the corpus, packs of triplets, manifests.
+
+A reader trusts a manifest, never a directory listing: manifests are written last, and name every shard with
+its record count and checksum. The trainer reads the same files through this module.
+
+    python -m pipeline.records inspect FILE     a table of a TFRecord file's first records
+    python -m pipeline.records verify DIR       counts and checksums against the manifests below DIR
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+CORPUS_FORMAT = "triplet-miner-corpus/1"
+TRIPLETS_FORMAT = "triplet-miner-triplets/1"
+METRIC = "squared euclidean of L2-normalised embeddings on a grid of 2^-11"
+SCOPES = ("corpus", "pack")  # a triplet's scope is stored as its position here
+SPLITS = ("train", "validation", "eval")
+INDEX = np.dtype([("offset", "<i8"), ("length", "<i8"), ("content", "<i8"), ("group", "<i8")])
+_HEADER, _FOOTER = 12, 4  # a TFRecord is length (8), its CRC (4), data, the data's CRC (4)
+
+
+class InputError(Exception):
+    """Something a user gave is wrong. The message says what was found, where, and what to do."""
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Runs a command: exit code 4 and one line for a refused input, 130 for Ctrl-C."""
+    try:
+        code = main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 4
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def import_tensorflow() -> Any:
+    """TensorFlow, imported without its start-up lines: some come before its own log level counts.
+
+    See https://github.com/tensorflow/tensorflow/issues/100442. If the import fails they are shown.
+    """
+    if "tensorflow" not in sys.modules:
+        sys.stderr.flush()
+        real = os.dup(2)
+        with tempfile.TemporaryFile() as held:
+            os.dup2(held.fileno(), 2)
+            try:
+                import tensorflow  # noqa: F401
+            except BaseException:
+                held.seek(0)
+                os.write(real, held.read())
+                raise
+            finally:
+                os.dup2(real, 2)
+                os.close(real)
+    return sys.modules["tensorflow"]
+
+
+# ---- Files. ----
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> Any:
+    """Lets `write` fill a temporary file beside `path`, then renames it: readers see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: Keras and NumPy look at it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{os.urandom(4).hex()}.tmp{path.suffix}")
+    try:
+        result = write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return result
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path, expected_format: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a manifest: {error}. Remove its directory and make it again.") from None
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != expected_format:
+        raise InputError(f"{path} has format {found!r}, expected {expected_format!r}. Make it again.")
+    return value
+
+
+def sha256_of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+# ---- TFRecords (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). ----
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
+    """Writes a TFRecord file atomically. Returns its entry for a manifest: file, records, bytes, sha256."""
+    tf = import_tensorflow()
+
+    def write(temporary: Path) -> tuple[int, int, str]:
+        count = 0
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for record in records:
+                writer.write(record)
+                count += 1
+        return count, temporary.stat().st_size, sha256_of_file(temporary)
+
+    count, size, checksum = write_atomically(path, write)
+    return {"file": path.name, "records": count, "bytes": size, "sha256": checksum}
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """Every record of a TFRecord file, both CRCs checked.
+
+    Raises:
+      InputError: naming the file, the record's number and what is wrong with it.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        number = position = 0
+        while position < size:
+            what = f"{path}: record {number} at byte {position}"
+            header = file.read(_HEADER)
+            if len(header) < _HEADER:
+                raise InputError(f"{what} is cut off: {len(header)} of {_HEADER} header bytes. Make the file again.")
+            length, crc = struct.unpack("<QI", header)
+            if _masked_crc(header[:8]) != crc:
+                raise InputError(f"{what} is corrupt: the length's checksum is wrong. Make the file again.")
+            if length > size - position - _HEADER - _FOOTER:
+                raise InputError(f"{what} is cut off: {length} bytes announced, the file ends before. Make it again.")
+            yield _checked(file.read(length + _FOOTER), what)
+            number, position = number + 1, position + _HEADER + length + _FOOTER
+
+
+def _checked(data_and_crc: bytes, what: str) -> bytes:
+    data = data_and_crc[:-_FOOTER]
+    if len(data_and_crc) < _FOOTER or struct.unpack("<I", data_and_crc[-_FOOTER:])[0] != _masked_crc(data):
+        raise InputError(f"{what} is corrupt: its data's checksum is wrong. Make the file again.")
+    return data
+
+
+def read_records_at(path: Path, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+    """The records at ascending offsets (of their headers) with the given data lengths, CRC checked."""
+    records = []
+    with open(path, "rb") as file:
+        for offset, length in zip(offsets, lengths, strict=True):
+            file.seek(offset + _HEADER)
+            records.append(_checked(file.read(length + _FOOTER), f"{path}: the record at byte {offset}"))
+    return records
+
+
+def offsets_of(lengths: Sequence[int]) -> np.ndarray:
+    """int64 [n]: where records of these data lengths begin in a file."""
+    sizes = np.asarray(lengths, np.int64) + _HEADER + _FOOTER
+    return np.cumsum(sizes) - sizes
+
+
+def make_example(features: dict[str, Any]) -> bytes:
+    """A serialised tf.train.Example; a feature is a list of bytes, or an integer or float array."""
+    tf = import_tensorflow()
+
+    example = tf.train.Example()
+    for name, value in features.items():
+        feature = example.features.feature[name]
+        if isinstance(value, list):
+            feature.bytes_list.value.extend(value)
+        elif np.issubdtype(value.dtype, np.integer):
+            feature.int64_list.value.extend(value.ravel().tolist())
+        else:
+            feature.float_list.value.extend(value.ravel().tolist())
+    return example.SerializeToString(deterministic=True)
+
+
+def parse_example(record: bytes) -> dict[str, Any]:
+    """The inverse of `make_example`: lists of bytes, int64 and float32 arrays."""
+    tf = import_tensorflow()
+
+    features: dict[str, Any] = {}
+    for name, feature in tf.train.Example.FromString(record).features.feature.items():
+        kind = feature.WhichOneof("kind")
+        if kind == "bytes_list":
+            features[name] = list(feature.bytes_list.value)
+        elif kind == "int64_list":
+            features[name] = np.array(feature.int64_list.value, np.int64)
+        else:
+            features[name] = np.array(feature.float_list.value, np.float32)
+    return features
+
+
+def check_shard(directory: Path, entry: dict[str, Any], manifest: Path) -> None:
+    """Compares a shard's size and SHA-256 with its manifest entry."""
+    path = directory / entry["file"]
+    if not path.exists():
+        raise InputError(f"{path} is missing, {manifest} lists it. Restore it, or make {directory} again.")
+    size, checksum = path.stat().st_size, sha256_of_file(path)
+    if (size, checksum) != (entry["bytes"], entry["sha256"]):
+        raise InputError(
+            f"{path} is not what {manifest} lists: {size} bytes, SHA-256 {checksum[:12]}, expected "
+            f"{entry['bytes']} bytes, {entry['sha256'][:12]}. Restore it, or make {directory} again."
+        )
+
+
+def check_corpus_shard(directory: Path, entry: dict[str, Any]) -> None:
+    """`check_shard` for a corpus shard and its index."""
+    check_shard(directory, entry, directory / "corpus.json")
+    index = {"file": entry["index"], "bytes": entry["index_bytes"], "sha256": entry["index_sha256"]}
+    check_shard(directory, index, directory / "corpus.json")
+
+
+# ---- The corpus. ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split's rows, ordered by (label, id) in UTF-8 byte order and cut into shards.
+
+    labels: the classes. first_rows: int64 [classes + 1], class c holds rows first_rows[c] to first_rows[c + 1].
+    shard_rows: int64 [shards + 1], likewise for shards.
+    """
+
+    directory: Path
+    name: str
+    labels: list[str]
+    first_rows: np.ndarray
+    shards: list[dict[str, Any]]
+    copies: int
+    grouped: bool
+
+    @property
+    def rows(self) -> int:
+        return int(self.first_rows[-1])
+
+    @cached_property
+    def shard_rows(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum([shard["records"] for shard in self.shards])]).astype(np.int64)
+
+    def class_of(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [n]: the class numbers of rows."""
+        return np.searchsorted(self.first_rows, rows, "right") - 1
+
+    def class_ranges(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [n, 2]: the row range of each row's class."""
+        number = self.class_of(rows)
+        return np.stack([self.first_rows[number], self.first_rows[number + 1]], axis=1)
+
+    def shard_path(self, number: int) -> Path:
+        return self.directory / self.shards[number]["file"]
+
+    def index(self, number: int) -> np.ndarray:
+        """INDEX [rows of the shard]: where each record is, and its codes of content and group."""
+        index: np.ndarray = np.load(self.directory / self.shards[number]["index"], mmap_mode="r")
+        return index
+
+    def by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(shard, where in `rows`, places in the shard), ascending within each shard."""
+        order = np.argsort(rows, kind="stable")
+        cuts = np.searchsorted(rows[order], self.shard_rows)
+        for number in np.flatnonzero(np.diff(cuts)):
+            where = order[cuts[number] : cuts[number + 1]]
+            yield int(number), where, rows[where] - self.shard_rows[number]
+
+    def codes(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """int64 [n]: `content`, `group`, `offset` or `length` of rows."""
+        out = np.empty(len(rows), np.int64)
+        for number, where, places in self.by_shard(rows):
+            out[where] = self.index(number)[name][places]
+        return out
+
+    def read(self, rows: np.ndarray) -> list[bytes]:
+        """The serialised Examples of rows, in the order asked for; reads go in order of position."""
+        records: list[bytes] = [b""] * len(rows)
+        for number, where, places in self.by_shard(rows):
+            index = self.index(number)[places]
+            found = read_records_at(self.shard_path(number), index["offset"].tolist(), index["length"].tolist())
+            for i, record in zip(where.tolist(), found, strict=True):
+                records[i] = record
+        return records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """corpus.json. features: name to {kind: image or vector, shape, dtype}; the first is the model's input."""
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def features(self) -> dict[str, dict[str, Any]]:
+        return dict(self.manifest["features"])
+
+    def split(self, name: str) -> Split:
+        entry = self.manifest["splits"][name]
+        return Split(
+            directory=self.directory,
+            name=name,
+            labels=entry["labels"],
+            first_rows=np.array(entry["first_rows"], np.int64),
+            shards=entry["shards"],
+            copies=entry["copies"],
+            grouped=self.manifest["grouped"],
+        )
+
+
+def corpus_fingerprint(manifest: dict[str, Any]) -> str:
+    """SHA-256 over what the corpus holds; not over where it came from, nor over its own name."""
+    return sha256_of_json({name: manifest[name] for name in ("format", "features", "grouped", "splits", "split_rule")})
+
+
+def open_corpus(run_dir: Path) -> Corpus:
+    path = run_dir / "corpus" / "corpus.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing. Make it: python -m pipeline.ingest --run_dir {run_dir} --source ...")
+    manifest = read_json(path, CORPUS_FORMAT)
+    if manifest.get("fingerprint") != corpus_fingerprint(manifest):
+        raise InputError(f"{path} was changed by hand: its fingerprint does not fit. Ingest into a new --run_dir.")
+    return Corpus(directory=path.parent, manifest=manifest)
+
+
+# ---- Rounds. ----
+
+
+def round_dir(run_dir: Path, number: int) -> Path:
+    return run_dir / "rounds" / f"{number:04d}"
+
+
+def checkpoint_path(run_dir: Path, number: int) -> Path:
+    return round_dir(run_dir, number) / "checkpoint" / "model.keras"
+
+
+def manifest_path(run_dir: Path, number: int) -> Path:
+    return round_dir(run_dir, number) / "triplets" / "triplets.json"
+
+
+def newest_round(run_dir: Path, path: Callable[[Path, int], Path]) -> int | None:
+    """The highest round that has the file named by `checkpoint_path` or `manifest_path`."""
+    numbers = [int(entry.name) for entry in (run_dir / "rounds").glob("[0-9][0-9][0-9][0-9]")]
+    return max((number for number in numbers if path(run_dir, number).exists()), default=None)
+
+
+def checkpoint_digest(model: Any) -> str:
+    """SHA-256 over a Keras model's config and each variable's path, dtype, shape and bytes.
+
+    Not over the .keras file, which carries its date of saving, nor over the state of random generators, which
+    Keras draws anew when it loads a layer such as Dropout.
+    """
+    digest = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
+    for variable in model.weights:
+        value = np.ascontiguousarray(variable.numpy())
+        digest.update(f"{variable.path} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def load_checkpoint(path: Path) -> Any:
+    """Loads a .keras file, with Keras' safe mode on: no code from the file runs."""
+    import_tensorflow()
+    import keras
+
+    if not path.exists():
+        raise InputError(f"{path} is missing. Make a first checkpoint: python -m trainer.train --run_dir ... --init")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        raise InputError(f"{path} is not a Keras model that can be loaded: {str(error)[:500]}") from None
+
+
+def open_triplets(run_dir: Path, number: int, corpus: Corpus) -> dict[str, Any]:
+    """The manifest of a mined round, every shard checked against it and it against the corpus."""
+    path = manifest_path(run_dir, number)
+    manifest = read_json(path, TRIPLETS_FORMAT)
+    for name, found, expected in (
+        ("corpus", manifest["corpus_fingerprint"], corpus.fingerprint),
+        ("metric", manifest["metric"], METRIC),
+    ):
+        if found != expected:
+            raise InputError(
+                f"{path} was mined with {name} {found[:60]}, this run directory has {expected[:60]}. "
+                f"Remove {path.parent} and mine round {number} again."
+            )
+    for entry in manifest["shards"]:
+        check_shard(path.parent, entry, path)
+    return manifest
+
+
+# ---- Commands. ----
+
+
+def inspect(path: Path, limit: int) -> None:
+    """Prints the first records of a TFRecord file as a table: each feature's kind, length and first values."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def shown(value: Any) -> str:
+        if isinstance(value, list):
+            text = ", ".join(_as_text(item) for item in value[:4])
+        else:
+            text = ", ".join(f"{item:.4g}" if value.dtype == np.float32 else str(item) for item in value[:8])
+        return text + (", ..." if len(value) > (4 if isinstance(value, list) else 8) else "")
+
+    table = Table("record", "feature", "type", "values", "first", title=str(path), title_justify="left")
+    count = 0
+    for record in read_records(path):
+        if count < limit:
+            try:
+                features = parse_example(record)
+            except Exception as error:  # protobuf raises its own DecodeError, whose class differs by backend
+                raise InputError(f"{path}: record {count} is not a tf.train.Example: {error}") from None
+            for name in sorted(features):
+                value = features[name]
+                kind = "bytes" if isinstance(value, list) else str(value.dtype)
+                table.add_row(str(count), name, kind, str(len(value)), Text(shown(value)))
+            table.add_section()
+        count += 1
+    console = Console()
+    console.print(table)
+    console.print(f"{count} records, every checksum right; shown: {min(limit, count)}")
+
+
+def _as_text(value: bytes) -> str:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return f"<{len(value)} bytes>"
+    return text if len(text) <= 40 and text.isprintable() else f"<{len(value)} bytes>"
+
+
+def verify(directory: Path) -> int:
+    """Checks every manifest below a directory: its shards' checksums, CRCs and record counts. Returns problems."""
+    manifests = sorted([*directory.rglob("corpus.json"), *directory.rglob("triplets.json")])
+    if not manifests:
+        raise InputError(f"no corpus.json or triplets.json below {directory}. Name a run directory, or a part of one.")
+    problems = 0
+    for path in manifests:
+        is_corpus = path.name == "corpus.json"
+        manifest = read_json(path, CORPUS_FORMAT if is_corpus else TRIPLETS_FORMAT)
+        shards = manifest["shards"] if not is_corpus else [s for n in SPLITS for s in manifest["splits"][n]["shards"]]
+        records = 0
+        for entry in shards:
+            try:
+                (check_corpus_shard(path.parent, entry) if is_corpus else check_shard(path.parent, entry, path))
+                found = sum(1 for _ in read_records(path.parent / entry["file"]))
+                if found != entry["records"]:
+                    raise InputError(f"{path.parent / entry['file']} has {found} records, {path} {entry['records']}.")
+                records += found
+            except InputError as error:
+                print(f"BAD  {error}")
+                problems += 1
+        listed = {entry["file"] for entry in shards}
+        for extra in sorted(p for p in path.parent.glob("*.tfrecord") if p.name not in listed):
+            print(f"BAD  {extra} is not listed in {path}. Readers leave it alone; remove it.")
+            problems += 1
+        print(f"{path}: {len(shards)} shards, {records} records checked")
+    print("everything as listed" if not problems else f"{problems} problems")
+    return problems
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.records", description="Look at what is on disk.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("inspect", help="a table of a TFRecord file's first records")
+    one.add_argument("file", type=Path)
+    one.add_argument("--limit", type=int, default=3, help="records to show (3)")
+    two = commands.add_parser("verify", help="counts and checksums against the manifests below a directory")
+    two.add_argument("directory", type=Path)
+    arguments = parser.parse_args(argv)
+    if arguments.command == "inspect":
+        if not arguments.file.is_file():
+            raise InputError(f"{arguments.file} is not a file. Name a .tfrecord file.")
+        inspect(arguments.file, arguments.limit)
+        return 0
+    return 4 if verify(arguments.directory) else 0
+
+
+if __name__ == "__main__":
+    run(main)

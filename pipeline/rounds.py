@@ -1,0 +1,52 @@
+"""Mine and train in turn, from where the run directory stands, each in a process of its own.
+
+python -m pipeline.rounds --run_dir runs/digits --rounds 3
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline import records
+from pipeline.records import InputError
+
+
+def run_step(module: str, run_dir: Path, *arguments: str) -> None:
+    """Runs one of our commands. Its own words are its error message; this one stops with its exit code."""
+    done = subprocess.run([sys.executable, "-m", module, "--run_dir", str(run_dir), *arguments])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.rounds", description=__doc__.splitlines()[0])
+    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3, help="how many to mine and train (3)")
+    parser.add_argument("--warmup_steps", type=int, default=200, help="in-batch steps before round 0 (200; 0: none)")
+    parser.add_argument("--mine", default="", metavar="FLAGS", help="for pipeline.mine, in one string")
+    parser.add_argument("--train", default="", metavar="FLAGS", help="for trainer.train, in one string")
+    arguments = parser.parse_args(argv)
+    run_dir = arguments.run_dir
+    if arguments.rounds < 1 or arguments.warmup_steps < 0:
+        raise InputError(f"--rounds must be at least 1 and --warmup_steps at least 0; found {arguments}")
+    corpus = records.open_corpus(run_dir)
+    if records.newest_round(run_dir, records.checkpoint_path) is None and arguments.warmup_steps:
+        run_step("trainer.train", run_dir, "--online", "--steps", str(arguments.warmup_steps))
+    mined = records.newest_round(run_dir, records.manifest_path)
+    first = 0 if mined is None else mined
+    if records.checkpoint_path(run_dir, first + 1).exists():
+        first += 1
+    for number in range(first, first + arguments.rounds):
+        if not records.manifest_path(run_dir, number).exists():
+            run_step("pipeline.mine", run_dir, *shlex.split(arguments.mine))
+        run_step("trainer.train", run_dir, *shlex.split(arguments.train))
+    if corpus.split("eval").rows:
+        numbers = [str(number) for number in range(first, first + arguments.rounds + 1)]
+        run_step("trainer.evaluate", run_dir, "--round", *numbers)
+    return 0
+
+
+if __name__ == "__main__":
+    records.run(main)

@@ -1,0 +1,25 @@
+from setuptools import setup
+
+setup(
+    name="triplet-miner",
+    version="0.1.0",
+    description="Hard and semi-hard triplets, mined exactly over the whole corpus, for TensorFlow",
+    packages=["pipeline", "trainer"],
+    python_requires=">=3.11",
+    install_requires=[
+        "apache-beam>=2.70,<3",
+        "google-crc32c>=1.5",
+        "numba>=0.60",
+        "numpy>=1.26,<3",
+        "pillow>=10",
+        "rich>=13",
+        "scikit-learn>=1.5",
+        "tensorboard>=2.18",
+        "tensorflow>=2.18,<2.22",
+        "threadpoolctl>=3.5",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
+        "test": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "ruff>=0.8", "tfrecord>=1.14.6"],
+    },
+)

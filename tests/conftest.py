@@ -1,0 +1,56 @@
+"""Runs of the real commands that many tests look at."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import ingest, mine, records
+from trainer import train
+
+
+def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs one of our commands as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A run directory with digits ingested and round 0's checkpoint; copy it before changing it."""
+    run_dir = tmp_path_factory.mktemp("digits") / "run"
+    assert ingest.main(["--run_dir", str(run_dir), "--source", "digits"]) == 0
+    assert train.main(["--run_dir", str(run_dir), "--init"]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def fresh_run(digits, tmp_path) -> Path:
+    """A copy of `digits` to mine and train in."""
+    return Path(shutil.copytree(digits, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def mined(digits, tmp_path_factory) -> Path:
+    """`digits` with round 0 mined by default options; not to be changed."""
+    run_dir = Path(shutil.copytree(digits, tmp_path_factory.mktemp("mined") / "run"))
+    assert mine.main(["--run_dir", str(run_dir)]) == 0
+    return run_dir
+
+
+def read_packs(run_dir: Path, number: int = 0) -> list[dict]:
+    """Every pack of a mined round, through its manifest."""
+    corpus = records.open_corpus(run_dir)
+    manifest = records.open_triplets(run_dir, number, corpus)
+    directory = records.manifest_path(run_dir, number).parent
+    return [
+        records.parse_example(record)
+        for shard in manifest["shards"]
+        for record in records.read_records(directory / shard["file"])
+    ]

@@ -1,0 +1,303 @@
+"""Losses against NumPy, batches against the packs they come from, training and rounds end to end."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import command, read_packs
+
+from pipeline import mine, records, rounds
+from pipeline.embed import Embedder, decode
+from pipeline.records import InputError
+from trainer import data, evaluate, losses, models, train
+
+tf = records.import_tensorflow()
+import keras  # noqa: E402
+
+
+def unit(rng, rows, dim=8):
+    vectors = rng.standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_triplet_loss_equals_numpy():
+    rng = np.random.default_rng(0)
+    embeddings, triplets = unit(rng, 40), rng.integers(0, 40, (500, 3))
+    a, p, n = (embeddings[triplets[:, k]].astype(np.float64) for k in range(3))
+    d_ap, d_an = ((a - p) ** 2).sum(axis=1), ((a - n) ** 2).sum(axis=1)
+    ours = losses.triplet_distances(embeddings, tf.constant(triplets, tf.int32))
+    np.testing.assert_allclose(ours[0], d_ap, atol=1e-6)
+    np.testing.assert_allclose(ours[1], d_an, atol=1e-6)
+    expected = np.maximum(0, 0.2 + d_ap - d_an).mean()
+    assert abs(float(losses.triplet_loss(*ours, 0.2)) - expected) < 1e-6
+
+
+def semihard_by_loops(label, embeddings, margin):
+    d = ((embeddings[:, None].astype(np.float64) - embeddings[None]) ** 2).sum(axis=2)
+    found = []
+    for a in range(len(label)):
+        for p in range(len(label)):
+            if a == p or label[a] != label[p]:
+                continue
+            others = [d[a, n] for n in range(len(label)) if label[n] != label[a]]
+            beyond = [x for x in others if x > d[a, p]]
+            chosen = min(beyond) if beyond else max(others) if others else np.inf
+            found.append(max(0, margin + d[a, p] - chosen))
+    return np.mean(found) if found else 0.0
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 30])
+def test_online_loss_equals_loops(classes):
+    rng = np.random.default_rng(classes)
+    label, embeddings = rng.integers(0, classes, 30), unit(rng, 30, 3)
+    with tf.GradientTape() as tape:
+        x = tf.Variable(embeddings)
+        loss = losses.triplet_semihard_loss(tf.constant(label), x, 0.5)
+    assert abs(float(loss) - semihard_by_loops(label, embeddings, 0.5)) < 1e-5
+    assert np.isfinite(tape.gradient(loss, x).numpy()).all()
+
+
+@pytest.mark.parametrize("batch_rows", [128, 300])
+def test_batches_hold_every_pack_once(mined, batch_rows):
+    corpus = records.open_corpus(mined)
+    manifest = records.open_triplets(mined, 0, corpus)
+    directory = records.manifest_path(mined, 0).parent
+    written = set()
+    for pack in read_packs(mined):
+        images = decode(corpus.features, tf.constant(pack["image"]), (8, 8, 1)).numpy()
+        sides = zip(pack["anchor"], pack["positive"], pack["negative"], strict=True)
+        written |= {tuple(images[side].tobytes() for side in triplet) for triplet in sides}
+    read, rows, order = set(), 0, []
+    for batch in data.triplet_batches(directory, manifest, (8, 8, 1), batch_rows, seed=1):
+        inputs = batch["inputs"].numpy()
+        assert len(inputs) <= batch_rows
+        rows += len(inputs)
+        order.append(inputs[0].tobytes())
+        read |= {tuple(inputs[side].tobytes() for side in triplet) for triplet in batch["triplets"].numpy()}
+    assert read == written and rows == manifest["rows"]
+    for seed, same in ((1, True), (2, False)):
+        again = [
+            b["inputs"].numpy()[0].tobytes()
+            for b in data.triplet_batches(directory, manifest, (8, 8, 1), batch_rows, seed)
+        ]
+        assert (again == order) is same
+
+
+def test_online_batches_are_p_by_k_and_seeded(digits):
+    corpus = records.open_corpus(digits)
+    once = [(x.numpy(), y.numpy()) for x, y in data.online_batches(corpus, (8, 8, 1), 5, 4, steps=3, seed=7)]
+    for inputs, label in once:
+        assert inputs.shape == (20, 8, 8, 1)
+        assert sorted(np.unique(label, return_counts=True)[1]) == [4] * 5
+        assert len({image.tobytes() for image in inputs}) == 20
+    again = [x.numpy() for x, _ in data.online_batches(corpus, (8, 8, 1), 5, 4, steps=3, seed=7)]
+    np.testing.assert_array_equal([x for x, _ in once], again)
+
+
+def test_two_rounds_each_mined_with_the_checkpoint_that_the_last_one_trained(fresh_run, capsys):
+    assert rounds.main(["--run_dir", str(fresh_run), "--rounds", "2"]) == 0
+    corpus = records.open_corpus(fresh_run)
+    manifests = [records.open_triplets(fresh_run, number, corpus) for number in (0, 1)]
+    metrics = [json.loads((records.round_dir(fresh_run, n) / "train/metrics.json").read_text()) for n in (0, 1)]
+    digest = [
+        records.checkpoint_digest(records.load_checkpoint(records.checkpoint_path(fresh_run, n))) for n in (0, 1, 2)
+    ]
+    assert len(set(digest)) == 3
+    for n in (0, 1):
+        assert manifests[n]["checkpoint_digest"] == metrics[n]["checkpoint_digest"] == digest[n]
+        assert metrics[n]["next_checkpoint_digest"] == digest[n + 1]
+        assert 0 < metrics[n]["epochs"][0]["active_share"] < 1
+        assert list((records.round_dir(fresh_run, n) / "train/logs").iterdir())
+    assert manifests[0]["triplet_digest"] != manifests[1]["triplet_digest"]
+    assert not (records.round_dir(fresh_run, 2) / "triplets").exists()
+
+
+def test_training_makes_retrieval_better_and_stops_when_done(mined, tmp_path, capsys):
+    import shutil
+
+    run = shutil.copytree(mined, tmp_path / "run")
+    done = command("trainer.train", "--run_dir", run)
+    assert done.returncode == 0, done.stderr
+    assert "in training mode" in done.stdout and "active" in done.stdout and "CPU" in done.stdout
+    assert not done.stderr
+    results = [evaluate.evaluate(run, n, records.open_corpus(run), "eval")["map_at_r"] for n in (0, 1)]
+    assert results[1] > results[0] + 0.1
+    assert train.main(["--run_dir", str(run)]) == 0
+    assert "trained already" in capsys.readouterr().out
+
+
+def dropout_network(shape):
+    inputs = keras.Input(shape)
+    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs)))
+    return keras.Model(inputs, keras.layers.UnitNormalization()(keras.layers.Dense(16)(x)))
+
+
+def unnormalised_network(shape):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, keras.layers.Dense(16)(keras.layers.Flatten()(inputs)))
+
+
+@pytest.mark.parametrize("network", ["convolutional", "dropout"])
+def test_fresh_triplets_are_counted_in_training_mode_and_nothing_moves(mined, network):
+    """Mined in inference mode, so the share is below 1 where batch normalisation or dropout act."""
+    corpus = records.open_corpus(mined)
+    manifest = records.open_triplets(mined, 0, corpus)
+    keras.utils.set_random_seed(0)
+    model = (
+        dropout_network((8, 8, 1))
+        if network == "dropout"
+        else records.load_checkpoint(records.checkpoint_path(mined, 0))
+    )
+    before = records.checkpoint_digest(model)
+    batches = data.triplet_batches(records.manifest_path(mined, 0).parent, manifest, (8, 8, 1), 128, seed=0)
+    share = train.fresh_active_share(model, batches, manifest["margin"])
+    assert 0 < share < 1
+    assert [np.abs(v.numpy()).sum() for v in model.trainable_variables]
+    if network == "convolutional":
+        assert records.checkpoint_digest(model) == before
+
+
+def test_ones_own_network_by_import_path(digits, tmp_path):
+    import shutil
+
+    run = shutil.copytree(digits, tmp_path / "run")
+    shutil.rmtree(run / "rounds")
+    assert train.main(["--run_dir", str(run), "--init", "--model", "test_trainer:dropout_network"]) == 0
+    assert mine.main(["--run_dir", str(run)]) == 0
+    assert train.main(["--run_dir", str(run)]) == 0
+    with pytest.raises(InputError, match="test_trainer:nothing"):
+        models.by_path("test_trainer:nothing")
+    with pytest.raises(InputError, match="expected a function"):
+        models.by_path("test_trainer:READER_OF_NOTHING")
+    shutil.rmtree(run / "rounds")
+    assert train.main(["--run_dir", str(run), "--init", "--model", "test_trainer:unnormalised_network"]) == 0
+    with pytest.raises(InputError, match="not L2-normalised"):
+        mine.main(["--run_dir", str(run)])
+
+
+READER_OF_NOTHING = 3
+
+
+def test_nan_embeddings_name_the_checkpoint_and_the_rows(fresh_run):
+    path = records.checkpoint_path(fresh_run, 0)
+    model = records.load_checkpoint(path)
+    model.layers[-2].bias.assign(np.full(64, np.nan))
+    train.save_checkpoint(model, path)
+    with pytest.raises(
+        InputError, match=r"model\.keras: 1258 of 1258 embeddings .* rows \[0, 1, 2, 3, 4\], the first is NaN"
+    ):
+        mine.main(["--run_dir", str(fresh_run)])
+
+
+def test_vectors_train_too(tmp_path):
+    from pipeline import ingest
+
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(24), 10)
+    centres = rng.standard_normal((24, 12))
+    np.savez(tmp_path / "v.npz", vectors=centres[labels] + rng.standard_normal((240, 12)), labels=labels)
+    run = tmp_path / "run"
+    assert ingest.main(["--run_dir", str(run), "--source", f"arrays:{tmp_path / 'v.npz'}"]) == 0
+    assert train.main(["--run_dir", str(run), "--online", "--steps", "20"]) == 0
+    assert mine.main(["--run_dir", str(run), "--margin", "0.5", "--pack_rows", "3"]) == 0
+    assert train.main(["--run_dir", str(run)]) == 0
+    assert evaluate.main(["--run_dir", str(run), "--round", "0", "1", "--pixels"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--online"], "round 0 is mined already"),
+        (["--model", "a:b"], "--model goes with --init"),
+        (["--learning_rate", "-1"], "--learning_rate must be above 0"),
+    ],
+)
+def test_wrong_calls_of_the_trainer_are_refused(mined, arguments, message):
+    with pytest.raises(InputError, match=message):
+        train.main(["--run_dir", str(mined), *arguments])
+
+
+def test_nothing_to_train_and_no_corpus(fresh_run, tmp_path):
+    with pytest.raises(InputError, match="nothing is mined"):
+        train.main(["--run_dir", str(fresh_run)])
+    with pytest.raises(InputError, match="corpus.json is missing"):
+        train.main(["--run_dir", str(tmp_path / "nowhere")])
+
+
+def test_another_checkpoint_than_the_round_was_mined_with_is_refused(mined, tmp_path):
+    import shutil
+
+    run = shutil.copytree(mined, tmp_path / "run")
+    path = records.checkpoint_path(run, 0)
+    model = records.load_checkpoint(path)
+    model.layers[-2].bias.assign(np.ones(64))
+    train.save_checkpoint(model, path)
+    with pytest.raises(InputError, match="round 0 was mined with"):
+        train.main(["--run_dir", str(run)])
+    with pytest.raises(InputError, match="mined already with checkpoint"):
+        mine.main(["--run_dir", str(run)])
+    path.write_bytes(b"not a model")
+    with pytest.raises(InputError, match="not a Keras model"):
+        train.main(["--run_dir", str(run)])
+
+
+def test_a_broken_triplet_shard_is_refused(mined, tmp_path):
+    import shutil
+
+    run = shutil.copytree(mined, tmp_path / "run")
+    [shard] = (run / "rounds/0000/triplets").glob("*.tfrecord")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(InputError, match="is not what .*triplets.json lists"):
+        train.main(["--run_dir", str(run)])
+    shard.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        train.main(["--run_dir", str(run)])
+
+
+def test_retrieval_equals_loops():
+    rng = np.random.default_rng(0)
+    label = np.sort(rng.integers(0, 12, 70))
+    label[-1] = 99  # alone: no query, still a candidate
+    embeddings = np.rint(unit(rng, 70, 3) * 8).astype(np.float32) / 8  # ties
+    d = 2 - 2 * embeddings.astype(np.float64) @ embeddings.T.astype(np.float64)
+    recall, precision, queries = {1: 0, 5: 0, 10: 0}, 0.0, 0
+    for q in range(70):
+        order = sorted((n for n in range(70) if n != q), key=lambda n: (d[q, n], n))
+        good = [label[n] == label[q] for n in order]
+        r = sum(good)
+        if r:
+            queries += 1
+            precision += sum(sum(good[: i + 1]) / (i + 1) for i in range(r) if good[i]) / r
+            for k in recall:
+                recall[k] += any(good[:k])
+    result = evaluate.retrieval(embeddings, label)
+    assert result["queries"] == queries
+    assert abs(result["map_at_r"] - precision / queries) < 1e-12
+    for k in recall:
+        assert result[f"recall_at_{k}"] == recall[k] / queries
+    assert abs(result["mean_distance"] - d[~np.eye(70, dtype=bool)].mean()) < 1e-6
+
+
+def test_embeddings_do_not_depend_on_the_call(digits):
+    corpus = records.open_corpus(digits)
+    split = corpus.split("train")
+    embedder = Embedder(records.checkpoint_path(digits, 0), corpus)
+    stored = split.read(np.arange(300))
+    whole = embedder(stored)
+    np.testing.assert_array_equal(whole[:256], embedder(stored[:256]))
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=0.01)
+    assert len(embedder([])) == 0
+
+
+def test_the_trainer_never_imports_beam_and_the_miner_never_the_trainer():
+    code = "import sys; import {0}; assert not any(m.split('.')[0] == {1!r} for m in sys.modules), {1!r}"
+    for module, absent in (
+        ("trainer.train, trainer.evaluate", "apache_beam"),
+        ("pipeline.mine, pipeline.ingest, pipeline.rounds", "trainer"),
+        ("pipeline.selection", "tensorflow"),
+        ("pipeline.selection, pipeline.records", "apache_beam"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code.format(module, absent)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

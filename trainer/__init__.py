@@ -1,0 +1,1 @@
+"""Training on mined triplets. Starts at `trainer.train`. Never imports Apache Beam."""

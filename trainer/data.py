@@ -1,0 +1,93 @@
+"""Triplet TFRecords to batches; and, for the warm-up, corpus records to batches of P classes x K rows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.embed import decode, decode_records
+from pipeline.records import Corpus, InputError, import_tensorflow
+from pipeline.selection import draw_key
+
+tf = import_tensorflow()
+
+
+def triplet_batches(
+    directory: Path, manifest: dict[str, Any], input_shape: tuple[int, ...], batch_rows: int, seed: int
+) -> Any:
+    """One epoch of a round's packs, in an order drawn from `seed`.
+
+    Args:
+      directory: holds the shards that `manifest` (triplets.json) lists.
+      batch_rows: how many images a batch holds at most; a pack is never cut.
+    Returns:
+      A tf.data.Dataset of dicts. inputs: float32 [rows, *input_shape]; triplets: int32 [t, 3], positions in
+      inputs of anchor, positive, negative; scope: int64 [t].
+    """
+    features = manifest["features"]
+    name, spec = next(iter(features.items()))
+    paths = [str(directory / shard["file"]) for shard in manifest["shards"]]
+    order = np.random.default_rng(seed).permutation(len(paths))
+    packs = tf.data.Dataset.from_tensor_slices([paths[i] for i in order])
+    packs = packs.interleave(tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=4, deterministic=True)
+    packs = packs.shuffle(1024 if manifest["pack_rows"] < 8 else 64, seed=seed)
+    packs = packs.batch(max(1, batch_rows // manifest["pack_rows"]))
+
+    integers = ("row", "anchor", "positive", "negative", "scope")
+    schema = {key: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for key in integers}
+    kind = tf.string if spec["kind"] == "image" else tf.float32
+    schema[name] = tf.io.RaggedFeature(kind, row_splits_dtype=tf.int64)
+
+    def parse(serialised: Any) -> dict[str, Any]:
+        pack = tf.io.parse_example(serialised, schema)
+        first = pack["row"].row_starts()  # positions in a pack to positions in the batch
+        sides = [
+            pack[side].values + tf.gather(first, pack[side].value_rowids())
+            for side in ("anchor", "positive", "negative")
+        ]
+        return {
+            "inputs": decode(features, pack[name].values, input_shape),
+            "triplets": tf.cast(tf.stack(sides, axis=1), tf.int32),
+            "scope": pack["scope"].values,
+        }
+
+    return packs.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
+
+
+def online_batches(
+    corpus: Corpus, input_shape: tuple[int, ...], classes: int, rows_per_class: int, steps: int, seed: int
+) -> Any:
+    """Batches of P classes x K rows, drawn anew for each step from the train split.
+
+    Returns:
+      A tf.data.Dataset of `steps` pairs: float32 [P * K, *input_shape] and labels int64 [P * K].
+    """
+    split = corpus.split("train")
+    sizes = np.diff(split.first_rows)
+    usable = np.flatnonzero(sizes >= 2)
+    if len(usable) < 2:
+        raise InputError(f"{corpus.directory}: {len(usable)} classes have two rows or more; training needs two.")
+    classes = min(classes, len(usable))
+
+    def draw() -> Iterator[tuple[list[bytes], np.ndarray]]:
+        rng = np.random.default_rng(int(draw_key(seed, 0, "online")))
+        for _ in range(steps):
+            labels = np.repeat(rng.choice(usable, classes, replace=False), rows_per_class)
+            rows = np.concatenate(
+                [_some(rng, split.first_rows, sizes, c, rows_per_class) for c in labels[::rows_per_class]]
+            )
+            yield split.read(rows), labels
+
+    signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
+    drawn = tf.data.Dataset.from_generator(draw, output_signature=signature)
+    return drawn.map(
+        lambda records, labels: (decode_records(corpus.features, records, input_shape), labels),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    ).prefetch(4)
+
+
+def _some(rng: Any, first_rows: np.ndarray, sizes: np.ndarray, label: int, count: int) -> np.ndarray:
+    """`count` rows of a class, different ones while there are enough."""
+    return first_rows[label] + rng.choice(sizes[label], count, replace=sizes[label] < count)

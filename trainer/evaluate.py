@@ -1,0 +1,134 @@
+"""Held-out retrieval of checkpoints: Recall@k, MAP@R and the mean pairwise distance.
+
+python -m trainer.evaluate --run_dir D [--round K ...]
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import records
+from pipeline.embed import Embedder, decode_records
+from pipeline.records import Corpus, InputError, Split, import_tensorflow
+from pipeline.selection import to_grid
+
+RECALL_AT = (1, 5, 10)
+BLOCK = 256
+
+
+def retrieval(embeddings: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Every row queries all others.
+
+    Args:
+      embeddings: float32 [n, dim], L2-normalised, on the grid (so that similarities are exact).
+      label: int64 [n].
+    Returns:
+      recall_at_k: share of queries with a row of their label among the k nearest. map_at_r: Musgrave et al.,
+      A Metric Learning Reality Check, section 4.4 (https://arxiv.org/abs/2003.08505). mean_distance: over all
+      pairs; near 0 the embedding has collapsed. Ties go to the lower row. Rows alone in their class are no
+      queries; `queries` counts the others.
+    """
+    n = len(label)
+    _, which, size = np.unique(label, return_inverse=True, return_counts=True)
+    relevant = size[which] - 1
+    depth = min(n - 1, max(*RECALL_AT, int(relevant.max(initial=0))))
+    hits = dict.fromkeys(RECALL_AT, 0.0)
+    precision = 0.0
+    for start in range(0, n, BLOCK):
+        similarity = (embeddings[start : start + BLOCK] @ embeddings.T).astype(np.float64)
+        rows = np.arange(start, start + len(similarity))
+        # One whole number orders by similarity, ties to the lower row; the query itself comes last.
+        key = (similarity * 2.0**22).astype(np.int64) * 2**32 - np.arange(n)
+        key[np.arange(len(rows)), rows] = -np.iinfo(np.int64).max
+        top = np.argpartition(-key, depth - 1, axis=1)[:, :depth]
+        top = np.take_along_axis(top, np.argsort(-np.take_along_axis(key, top, axis=1), axis=1), axis=1)
+        query = relevant[rows] > 0
+        good = (label[top] == label[rows, None])[query]
+        for k in RECALL_AT:
+            hits[k] += good[:, :k].any(axis=1).sum()
+        r = relevant[rows][query, None]
+        within = np.arange(depth) < r
+        at = np.cumsum(good, axis=1) / (np.arange(depth) + 1)
+        precision += ((good & within) * at / np.maximum(r, 1)).sum()
+    queries = int((relevant > 0).sum())
+    if not queries:
+        raise InputError("no class of this split has two rows; there is nothing to retrieve")
+    total = embeddings.astype(np.float64).sum(axis=0)
+    pairwise = (total @ total - (embeddings.astype(np.float64) ** 2).sum()) / (n * (n - 1))
+    return {
+        **{f"recall_at_{k}": hits[k] / queries for k in RECALL_AT},
+        "map_at_r": precision / queries,
+        "mean_distance": 2 - 2 * pairwise,
+        "queries": queries,
+    }
+
+
+def pixels(corpus: Corpus, split: Split) -> np.ndarray:
+    """float32 [rows, values], the payload itself, L2-normalised, on the grid: what no network has to beat."""
+    tf = import_tensorflow()
+    spec = next(iter(corpus.features.values()))
+    if None in spec["shape"]:
+        raise InputError(f"{corpus.directory}: images differ in size, they cannot be compared pixel by pixel")
+    rows = np.arange(split.rows)
+    values = [
+        decode_records(corpus.features, tf.constant(split.read(part)), tuple(spec["shape"])).numpy()
+        for part in np.split(rows, rows[BLOCK::BLOCK])
+    ]
+    flat = np.concatenate(values).reshape(len(rows), -1)
+    return to_grid(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12))
+
+
+def evaluate(run_dir: Path, number: int, corpus: Corpus, split_name: str) -> dict[str, Any]:
+    """Evaluates a round's checkpoint and writes the result into the round's directory."""
+    split = corpus.split(split_name)
+    embedder = Embedder(records.checkpoint_path(run_dir, number), corpus)
+    rows = np.arange(split.rows)
+    result = {
+        "format": "triplet-miner-evaluation/1",
+        "split": split_name,
+        "corpus_fingerprint": corpus.fingerprint,
+        "checkpoint_digest": records.checkpoint_digest(embedder.model),
+        **retrieval(embedder(split.read(rows)), split.class_of(rows)),
+    }
+    records.write_json(records.round_dir(run_dir, number) / f"evaluation-{split_name}.json", result)
+    return result
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'':<14}" + "".join(f"{f'R@{k}':>8}" for k in RECALL_AT) + f"{'MAP@R':>8}{'mean d':>8}"]
+    for name, row in rows.items():
+        values = [*(row[f"recall_at_{k}"] for k in RECALL_AT), row["map_at_r"], row["mean_distance"]]
+        lines.append(f"{name:<14}" + "".join(f"{value:8.3f}" for value in values))
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--round", type=int, nargs="+", help="whose checkpoints (the newest)")
+    parser.add_argument("--split", choices=records.SPLITS, default="eval")
+    parser.add_argument("--pixels", action="store_true", help="also the payload itself, by cosine")
+    arguments = parser.parse_args(argv)
+    corpus = records.open_corpus(arguments.run_dir)
+    split = corpus.split(arguments.split)
+    if not split.rows:
+        raise InputError(f"{corpus.directory} has an empty {arguments.split} split; ingest with a share for it")
+    newest = records.newest_round(arguments.run_dir, records.checkpoint_path)
+    if newest is None:
+        raise InputError(f"{arguments.run_dir} has no checkpoint yet. Next: make mine, or trainer.train --init")
+    rows = {}
+    if arguments.pixels:
+        label = split.class_of(np.arange(split.rows))
+        rows["payload itself"] = retrieval(pixels(corpus, split), label)
+    for number in arguments.round or [newest]:
+        rows[f"round {number}"] = evaluate(arguments.run_dir, number, corpus, arguments.split)
+    by = "unseen classes" if corpus.manifest["split_rule"]["by"] == "class" else "unseen examples"
+    print(f"{arguments.split} split: {split.rows:,} rows of {len(split.labels):,} classes ({by})")
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    records.run(main)

@@ -1,0 +1,275 @@
+"""Train on the newest mined round with the plain triplet loss; write the next round's checkpoint.
+
+python -m trainer.train --run_dir D --init              round 0's checkpoint, seeded weights
+python -m trainer.train --run_dir D --online --steps N  the warm-up of round 0's checkpoint, in-batch
+python -m trainer.train --run_dir D                     the newest mined round
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import records
+from pipeline.embed import network_input_shape
+from pipeline.records import Corpus, InputError, import_tensorflow
+from pipeline.selection import draw_key
+from trainer import losses, models
+from trainer.data import online_batches, triplet_batches
+
+tf = import_tensorflow()
+import keras  # noqa: E402
+
+FRESH_BATCHES = 8  # how many batches tell the active share before training
+
+
+def device_name() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"CPU ({tf.config.threading.get_inter_op_parallelism_threads() or 'all'} cores)"
+    return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus)
+
+
+def save_checkpoint(model: Any, path: Path) -> str:
+    """Writes a .keras file atomically. Returns its digest."""
+    records.write_atomically(path, model.save)
+    return records.checkpoint_digest(model)
+
+
+def init(arguments: argparse.Namespace, corpus: Corpus) -> int:
+    """Writes round 0's checkpoint with seeded weights."""
+    path = records.checkpoint_path(arguments.run_dir, 0)
+    if path.exists():
+        print(f"{path} is there already; nothing to do")
+        return 0
+    spec = next(iter(corpus.features.values()))
+    build = models.by_path(arguments.model) if arguments.model else models.default_for(spec["kind"])
+    keras.utils.set_random_seed(arguments.seed)
+    model = build(models.example_shape(spec))
+    name = arguments.model or build.__name__
+    network_input_shape(model, corpus.features, name)
+    digest = save_checkpoint(model, path)
+    print(f"first checkpoint: {name}, {model.count_params():,} weights, seed {arguments.seed}")
+    print(f"  {path} ({digest[:12]})   next: python -m pipeline.mine --run_dir {arguments.run_dir}")
+    return 0
+
+
+def progress_bar(total: int, label: str) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(label), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    progress.add_task(label, total=total)
+    return progress
+
+
+def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
+    """The warm-up: trains round 0's checkpoint on in-batch semi-hard triplets and replaces it."""
+    path = records.checkpoint_path(arguments.run_dir, 0)
+    if records.manifest_path(arguments.run_dir, 0).exists():
+        raise InputError(f"round 0 is mined already, {path} must stay as it is. Warm up in a new --run_dir.")
+    model = records.load_checkpoint(path)
+    shape = network_input_shape(model, corpus.features, path)
+    optimizer = keras.optimizers.Adam(arguments.learning_rate)
+    keras.utils.set_random_seed(arguments.seed)
+    classes = max(2, arguments.batch_rows // 4)
+
+    @tf.function(reduce_retracing=True)
+    def step(inputs: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = losses.triplet_semihard_loss(labels, model(inputs, training=True), arguments.margin)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    print(f"warm-up on {device_name()}: {arguments.steps} steps of {classes} classes x 4 rows")
+    started = time.time()
+    seen: list[float] = []
+    with progress_bar(arguments.steps, "warm-up") as bar:
+        for batch in online_batches(corpus, shape, classes, 4, arguments.steps, arguments.seed):
+            optimizer.learning_rate = decayed(arguments.learning_rate, len(seen) / arguments.steps)
+            seen.append(float(step(*batch)))
+            bar.advance(bar.task_ids[0])
+    if not np.isfinite(seen).all():
+        raise InputError(f"the loss became {seen[-1]}; {path} is left as it was. Lower --learning_rate.")
+    save_optimizer(optimizer, path.parent, records.checkpoint_digest(model))
+    save_checkpoint(model, path)
+    tail = max(1, len(seen) // 10)
+    print(f"  loss {np.mean(seen[:tail]):.4f} to {np.mean(seen[-tail:]):.4f} in {time.time() - started:.0f} s")
+    print(f"  {path}   next: python -m pipeline.mine --run_dir {arguments.run_dir}")
+    return 0
+
+
+def decayed(learning_rate: float, progress: float) -> float:
+    """From the full rate to a tenth of it along half a cosine, within a round: what a round leaves is mined with.
+
+    Loshchilov and Hutter, SGDR (https://arxiv.org/abs/1608.03983), a restart a round.
+    """
+    return learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def save_optimizer(optimizer: Any, directory: Path, digest: str) -> None:
+    """The optimizer's variables beside the checkpoint they belong to: rounds are too short to start Adam anew."""
+    values: dict[str, Any] = {f"{i:04d}": variable.numpy() for i, variable in enumerate(optimizer.variables)}
+    values["checkpoint"] = np.array(digest)
+    records.write_atomically(directory / "optimizer.npz", lambda path: np.savez(path, **values))
+
+
+def restore_optimizer(optimizer: Any, model: Any, directory: Path, digest: str) -> None:
+    """Takes up the state that `save_optimizer` left for the checkpoint with that digest, if it did."""
+    path = directory / "optimizer.npz"
+    optimizer.build(model.trainable_variables)
+    if not path.exists():
+        return
+    with np.load(path, allow_pickle=False) as file:
+        if str(file["checkpoint"]) != digest:
+            print(f"  {path} belongs to another checkpoint; the optimizer starts anew")
+            return
+        for i, variable in enumerate(optimizer.variables):
+            variable.assign(file[f"{i:04d}"])
+
+
+def fresh_active_share(model: Any, batches: Any, margin: float) -> float:
+    """Which share of just-mined triplets has a loss above 0 in training mode.
+
+    Distances were mined in inference mode; batch normalisation and dropout make the two differ. What the
+    passes do to the moving statistics is undone.
+    """
+    state = [variable.numpy() for variable in model.non_trainable_variables]
+    active = total = 0
+    for batch in batches.take(FRESH_BATCHES):
+        d_ap, d_an = losses.triplet_distances(model(batch["inputs"], training=True), batch["triplets"])
+        active += int(tf.reduce_sum(tf.cast(margin + d_ap - d_an > 0, tf.int32)))
+        total += int(tf.size(d_ap))
+    for variable, value in zip(model.non_trainable_variables, state, strict=True):
+        variable.assign(value)
+    return active / total
+
+
+def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
+    """Trains the newest mined round."""
+    run_dir = arguments.run_dir
+    number = records.newest_round(run_dir, records.manifest_path)
+    if number is None:
+        raise InputError(f"nothing is mined in {run_dir} yet. Next: python -m pipeline.mine --run_dir {run_dir}")
+    target = records.checkpoint_path(run_dir, number + 1)
+    if target.exists():
+        print(f"round {number} is trained already: {target}\n  next: python -m pipeline.mine --run_dir {run_dir}")
+        return 0
+    manifest = records.open_triplets(run_dir, number, corpus)
+    triplet_dir = records.manifest_path(run_dir, number).parent
+    if not manifest["triplets"]:
+        raise InputError(f"{triplet_dir} holds no triplet: {manifest['skipped']}. Mine with a larger --margin.")
+    source = records.checkpoint_path(run_dir, number)
+    model = records.load_checkpoint(source)
+    digest = records.checkpoint_digest(model)
+    if digest != manifest["checkpoint_digest"]:
+        raise InputError(
+            f"{source} is {digest[:12]}, round {number} was mined with {manifest['checkpoint_digest'][:12]}. "
+            f"Put that checkpoint back, or remove {triplet_dir} and mine again."
+        )
+    shape = network_input_shape(model, corpus.features, source)
+    margin = manifest["margin"]
+    optimizer = keras.optimizers.Adam(arguments.learning_rate)
+    restore_optimizer(optimizer, model, source.parent, digest)
+    keras.utils.set_random_seed(arguments.seed)
+    log = tf.summary.create_file_writer(str(records.round_dir(run_dir, number) / "train" / "logs"))
+
+    @tf.function(reduce_retracing=True)
+    def step(inputs: Any, triplets: Any) -> Any:
+        with tf.GradientTape() as tape:
+            d_ap, d_an = losses.triplet_distances(model(inputs, training=True), triplets)
+            loss = losses.triplet_loss(d_ap, d_an, margin)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        active = tf.reduce_sum(tf.cast(margin + d_ap - d_an > 0, tf.float32))
+        return tf.stack([loss, active, tf.reduce_sum(d_ap), tf.reduce_sum(d_an)])
+
+    def batches(epoch: int) -> Any:
+        seed = int(draw_key(arguments.seed, number, f"epoch/{epoch}")) & 0x7FFFFFFF
+        return triplet_batches(triplet_dir, manifest, shape, arguments.batch_rows, seed)
+
+    fresh = fresh_active_share(model, batches(0), margin)
+    steps = arguments.epochs * math.ceil(manifest["packs"] / max(1, arguments.batch_rows // manifest["pack_rows"]))
+    print(
+        f"training round {number} on {device_name()}: {manifest['triplets']:,} triplets in {manifest['packs']:,} packs"
+    )
+    print(f"  active when mined: all; in training mode: {fresh:.0%}")
+    started, done, rows, epochs = time.time(), 0, 0, []
+    with progress_bar(steps, f"round {number}") as bar:
+        for epoch in range(arguments.epochs):
+            sums, triplets, losses_seen = np.zeros(3), 0, []
+            for batch in batches(epoch):
+                optimizer.learning_rate = decayed(arguments.learning_rate, done / steps)
+                values = step(batch["inputs"], batch["triplets"]).numpy()
+                sums += values[1:]
+                losses_seen.append(float(values[0]))
+                triplets += len(batch["triplets"])
+                rows += len(batch["inputs"])
+                done += 1
+                bar.advance(bar.task_ids[0])
+                with log.as_default(step=done):
+                    tf.summary.scalar("loss", values[0])
+                    tf.summary.scalar("active_share", values[1] / len(batch["triplets"]))
+            active, d_ap, d_an = (float(value) for value in sums / triplets)
+            loss = float(np.mean(losses_seen))
+            if not np.isfinite(losses_seen).all():
+                raise InputError(
+                    f"the loss became {loss} in epoch {epoch}; no checkpoint was written. Lower --learning_rate."
+                )
+            epochs.append({"loss": loss, "active_share": active, "d_ap": d_ap, "d_an": d_an, "triplets": triplets})
+            print(f"  epoch {epoch + 1}: loss {loss:.4f}, active {active:.0%}, d_ap {d_ap:.3f}, d_an {d_an:.3f}")
+    log.close()
+    records.write_json(
+        records.round_dir(run_dir, number) / "train" / "metrics.json",
+        {
+            "format": "triplet-miner-metrics/1", "round": number, "device": device_name(), "margin": margin,
+            "steps": done, "image_passes": rows, "fresh_active_share": fresh, "epochs": epochs,
+            "learning_rate": arguments.learning_rate, "seconds": round(time.time() - started, 2),
+            "checkpoint_digest": digest, "next_checkpoint_digest": records.checkpoint_digest(model),
+        },
+    )  # fmt: skip
+    save_optimizer(optimizer, target.parent, records.checkpoint_digest(model))
+    save_checkpoint(model, target)
+    per_pass = sum(epoch["triplets"] for epoch in epochs) / rows
+    print(f"  {done} steps, {rows:,} image passes, {per_pass:.2f} triplets each, {time.time() - started:.0f} s")
+    print(f"  {target}   next: python -m pipeline.mine --run_dir {run_dir}")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--run_dir", type=Path, required=True)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--init", action="store_true", help="write round 0's checkpoint with seeded weights")
+    mode.add_argument("--online", action="store_true", help="warm up round 0's checkpoint on in-batch triplets")
+    parser.add_argument("--model", help="with --init: package.module:function, see trainer/models.py")
+    parser.add_argument("--steps", type=int, default=200, help="with --online (200)")
+    parser.add_argument("--margin", type=float, default=0.2, help="with --online; a mined round has its own (0.2)")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over a mined round's packs (1)")
+    parser.add_argument("--batch_rows", type=int, default=128, help="images a batch (128)")
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="of Adam (0.003)")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    for name in ("steps", "margin", "epochs", "batch_rows", "learning_rate"):
+        if getattr(arguments, name) <= 0:
+            raise InputError(f"--{name} must be above 0; found {getattr(arguments, name)}")
+    if arguments.model and not arguments.init:
+        raise InputError("--model goes with --init: later rounds take the network from their checkpoint")
+    corpus = records.open_corpus(arguments.run_dir)
+    if arguments.init:
+        return init(arguments, corpus)
+    if arguments.online:
+        if not records.checkpoint_path(arguments.run_dir, 0).exists():
+            init(arguments, corpus)
+        return online(arguments, corpus)
+    return train(arguments, corpus)
+
+
+if __name__ == "__main__":
+    records.run(main)
