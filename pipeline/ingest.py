@@ -87,14 +87,20 @@ def _payload_sha256(example: Example) -> bytes:
     return hashlib.sha256(payload).digest()
 
 
+def keys_path(staging: Path, split: str, number: int) -> Path:
+    """The keys of a shard's rows, from `cut_shards` to `WriteShard`: too large to travel inside the graph."""
+    return staging / f"{split}-{number:05d}.parquet"
+
+
 class WriteShard(beam.DoFn):
-    """(split, number, of, keys) -> (split, number, manifest entry): copies a shard's records, writes its index."""
+    """(split, number, of) -> (split, number, manifest entry): copies a shard's records, writes its index."""
 
     def __init__(self, staging: Path, directory: Path):
         self.staging, self.directory = staging, directory
 
-    def process(self, element: tuple[str, int, int, pa.Table]) -> Iterator[tuple[str, int, dict[str, Any]]]:
-        split, number, of, keys = element
+    def process(self, element: tuple[str, int, int]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        split, number, of = element
+        keys = pq.read_table(keys_path(self.staging, split, number))
         part, offset, length = (keys[name].to_numpy() for name in ("part", "offset", "length"))
         staged: list[bytes] = [b""] * len(keys)
         order = np.lexsort((offset, part))
@@ -201,21 +207,18 @@ def describe_split(keys: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
     }
 
 
-def cut_shards(split: str, keys: pa.Table) -> list[tuple[str, int, int, pa.Table]]:
-    """Cuts ordered keys into shards of at most SHARD_ROWS rows and about SHARD_BYTES bytes."""
-    if not len(keys):
-        return []
-    begins, size = [0], 0
+def cut_shards(split: str, keys: pa.Table, staging: Path) -> list[tuple[str, int, int]]:
+    """Cuts ordered keys into shards of at most SHARD_ROWS rows and about SHARD_BYTES bytes; stages each one's keys."""
+    begins, size = [0] if len(keys) else [], 0
     for row, length in enumerate(keys["length"].to_pylist()):
         if row > begins[-1] and (row - begins[-1] == SHARD_ROWS or size + length > SHARD_BYTES):
             begins.append(row)
             size = 0
         size += length
-    ends = [*begins[1:], len(keys)]
-    return [
-        (split, number, len(begins), keys.slice(begin, end - begin).combine_chunks())
-        for number, (begin, end) in enumerate(zip(begins, ends, strict=True))
-    ]
+    for number, begin in enumerate(begins):
+        end = begins[number + 1] if number + 1 < len(begins) else len(keys)
+        pq.write_table(keys.slice(begin, end - begin), keys_path(staging, split, number))
+    return [(split, number, len(begins)) for number in range(len(begins))]
 
 
 def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
@@ -258,14 +261,15 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
     }  # fmt: skip
     if manifest["splits"]["train"]["rows"] == 0:
         raise InputError(f"{arguments.source}: no example is left for the train split. Lower the held-out shares.")
-    shards = [shard for s, (split_keys, _) in described.items() for shard in cut_shards(s, split_keys)]
+    shards = [shard for s, (split_keys, _) in described.items() for shard in cut_shards(s, split_keys, staging)]
+
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)
+    records.write_atomically(new / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
 
     def commit(entries: list[tuple[str, int, dict[str, Any]]]) -> None:
         for s, _, entry in sorted(entries, key=lambda e: e[:2]):
             manifest["splits"][s]["shards"].append(entry)
         manifest["fingerprint"] = records.corpus_fingerprint(manifest)
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)
-        records.write_atomically(new / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
         records.write_json(new / "corpus.json", manifest)
 
     with job.progress(("write", len(shards), lambda: job.count_files(new, ".npy"))):

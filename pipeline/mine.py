@@ -81,10 +81,9 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A work item: whole anchor blocks against column blocks first_column to last_column - 1."""
+    """A work item: ITEM_BLOCKS anchor blocks, the number-th, against column blocks first_column to last_column - 1."""
 
     number: int
-    anchors: np.ndarray
     first_column: int
     last_column: int
 
@@ -261,12 +260,14 @@ class _SelectionStep(_Step):
     def pairs(self, item: Item) -> Pairs:
         """An item's anchors with their positives drawn: the same wherever and however often it is asked for."""
         rule, pool, split = self.job.rule, self.pool, self.pool.split
-        own = split.class_ranges(item.anchors)
+        size = ITEM_BLOCKS * ANCHOR_BLOCK
+        anchors = np.array(_open_array(self.job.work / "anchors.npy")[item.number * size : (item.number + 1) * size])
+        own = split.class_ranges(anchors)
         contents = (lambda lo, hi: split.codes("content", np.arange(lo, hi))) if split.copies else None
-        positive = selection.draw_positives(rule, item.anchors, own, contents)
-        there = np.where(positive >= 0, positive, item.anchors[:, None])
+        positive = selection.draw_positives(rule, anchors, own, contents)
+        there = np.where(positive >= 0, positive, anchors[:, None])
         embedding = pool.embeddings(there.ravel()).reshape(*positive.shape, -1)
-        return selection.make_pairs(rule, pool.block(item.anchors), own, positive, embedding)
+        return selection.make_pairs(rule, pool.block(anchors), own, positive, embedding)
 
 
 class Scan(_SelectionStep):
@@ -486,24 +487,22 @@ def commit(written: list[tuple[int, dict[str, Any], dict[str, int]]], counts: di
 # ---- The command. ----
 
 
-def work_items(job_: Job, pool: Pool) -> list[Item]:
-    """Cuts the round into work items. `random` needs each anchor block whole; `nearest` may be split."""
-    if job_.anchors is not None and job_.anchors < pool.rows:
-        hashes = selection.row_hashes(job_.rule.key("anchors"), pool.row(np.arange(pool.rows)))
-        anchors = pool.row(np.sort(np.argsort(hashes, kind="stable")[: job_.anchors]))
-    else:
-        anchors = pool.row(np.arange(pool.rows))
-    blocks = selection.column_blocks(pool.rows)
+def draw_anchors(job_: Job, pool: Pool) -> np.ndarray:
+    """int64 [n], ascending: every row of the pool, or the `--anchors` of them with the lowest hashes."""
+    rows = pool.row(np.arange(pool.rows))
+    if job_.anchors is None or job_.anchors >= len(rows):
+        return rows
+    return np.sort(
+        rows[np.argsort(selection.row_hashes(job_.rule.key("anchors"), rows), kind="stable")[: job_.anchors]]
+    )
+
+
+def work_items(job_: Job, anchors: int, blocks: int) -> list[Item]:
+    """Cuts the round into work items. `random` needs an anchor block's columns whole; `nearest` may split them."""
     step = blocks if job_.rule.pick == "random" else ITEM_COLUMNS
-    size = ITEM_BLOCKS * ANCHOR_BLOCK
     return [
-        Item(
-            number=n,
-            anchors=anchors[n * size : (n + 1) * size],
-            first_column=c,
-            last_column=min(c + step, blocks),
-        )
-        for n in range(-(-len(anchors) // size))
+        Item(number=n, first_column=c, last_column=min(c + step, blocks))
+        for n in range(-(-anchors // (ITEM_BLOCKS * ANCHOR_BLOCK)))
         for c in range(0, blocks, step)
     ]
 
@@ -514,10 +513,11 @@ def mine(job_: Job, options: Any) -> dict[str, Any]:
     pool = Pool(job_)
     if len(pool.classes) < 2:
         raise InputError(f"{pool.corpus.directory}: {len(pool.classes)} class takes part; a negative needs two.")
-    items = work_items(job_, pool)
-    anchors = sum(len(item.anchors) for item in items if item.first_column == 0)
-    shards = -(-anchors * job_.rule.positives // SHARD_PAIRS)
+    anchors = draw_anchors(job_, pool)
+    records.write_atomically(job_.work / "anchors.npy", lambda path: np.save(path, anchors))
+    shards = -(-len(anchors) * job_.rule.positives // SHARD_PAIRS)
     corpus_shards, blocks = len(pool.split.shards), selection.column_blocks(pool.rows)
+    items = work_items(job_, len(anchors), blocks)
     with job.progress(
         ("embed", corpus_shards, lambda: job.count_files(job_.embeddings, ".npy")),
         ("columns", blocks, lambda: job.count_files(job_.work / "columns", ".npz")),

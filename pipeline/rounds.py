@@ -24,16 +24,21 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.rounds", description=__doc__.splitlines()[0])
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3, help="how many to mine and train (3)")
-    parser.add_argument("--warmup_steps", type=int, default=200, help="in-batch steps before round 0 (200; 0: none)")
+    parser.add_argument(
+        "--warmup_steps", type=int, help="in-batch steps before round 0 (one pass over the train split; 0: none)"
+    )
     parser.add_argument("--mine", default="", metavar="FLAGS", help="for pipeline.mine, in one string")
     parser.add_argument("--train", default="", metavar="FLAGS", help="for trainer.train, in one string")
     arguments = parser.parse_args(argv)
     run_dir = arguments.run_dir
-    if arguments.rounds < 1 or arguments.warmup_steps < 0:
-        raise InputError(f"--rounds must be at least 1 and --warmup_steps at least 0; found {arguments}")
+    for name, least in (("rounds", 1), ("warmup_steps", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} must be at least {least}; found {value}")
     corpus = records.open_corpus(run_dir)
-    if records.newest_round(run_dir, records.checkpoint_path) is None and arguments.warmup_steps:
-        run_step("trainer.train", run_dir, "--online", "--steps", str(arguments.warmup_steps))
+    if records.newest_round(run_dir, records.checkpoint_path) is None and arguments.warmup_steps != 0:
+        steps = [] if arguments.warmup_steps is None else ["--steps", str(arguments.warmup_steps)]
+        run_step("trainer.train", run_dir, "--online", *steps)
     mined = records.newest_round(run_dir, records.manifest_path)
     first = 0 if mined is None else mined
     if records.checkpoint_path(run_dir, first + 1).exists():

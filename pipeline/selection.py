@@ -16,7 +16,7 @@ Rows are ordered by label, so the anchor's own class is one range of rows to lea
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -30,8 +30,6 @@ TILE_COLUMNS = 1024  # columns per matrix product: only speed
 NONE = np.iinfo(np.int64).max  # "no row": larger than every row, so that ties to the lower row just work
 
 _compile = numba.njit(nogil=True, cache=True)
-# No NaN reaches the scan (embed refuses them); infinities do, so `ninf` stays out.
-_compile_fast = numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,12 +445,25 @@ def _leave_out(scores, own, skip_i, skip_j, offset, lo, free, guarded):
             scores[i, j] = -np.inf
 
 
-@_compile_fast
+def _ordered(similarity: np.ndarray) -> np.ndarray:
+    """int32 that order as the float32 do: the compiler makes vector code of an integer maximum, not of a float one."""
+    bits = (similarity + np.float32(0)).view(np.int32)  # + 0: one zero, not two
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _from_ordered(key: np.ndarray) -> np.ndarray:
+    """The inverse of `_ordered`."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).view(np.float32)
+
+
+@_compile
 def _keep_nearest(scores, rows, lo, hi, best, best_row):
-    """For each slot the largest score in (lo, hi], ties to the lower row."""
-    nothing = np.float32(-np.inf)
+    """For each slot the largest score in (lo, hi], ties to the lower row. All but rows are `_ordered` int32."""
+    nothing = np.int32(-2147483648)
     for i in range(scores.shape[0]):
-        line = scores[i]
+        line = (scores[i] + np.float32(0)).view(np.int32)
+        for j in range(len(line)):
+            line[j] ^= (line[j] >> np.int32(31)) & np.int32(0x7FFFFFFF)
         for q in range(hi.shape[1]):
             limit, top = hi[i, q], nothing
             for j in range(len(line)):  # values first, a column only when a slot improves
@@ -525,6 +536,7 @@ def scan_nearest(rule: Rule, pairs: Pairs, columns: Iterable[Block], threads: in
     """
     found = Found.nothing(pairs)
     bounds = _qualifying_bounds(rule, pairs)
+    lo, hi, best = _ordered(pairs.lo), _ordered(pairs.hi), _ordered(found.similarity)
     starts = range(0, len(pairs.anchors.row), ANCHOR_BLOCK)
 
     def scan(start: int, block: Block) -> None:
@@ -536,12 +548,12 @@ def scan_nearest(rule: Rule, pairs: Pairs, columns: Iterable[Block], threads: in
             tile = slice(offset, offset + TILE_COLUMNS)
             scores = anchors.embedding @ block.embedding[tile].T
             _leave_out(scores, own, *skip, offset, bounds[0][cut], bounds[1][cut], found.guarded[cut])
-            _keep_nearest(scores, block.row[tile], pairs.lo[cut], pairs.hi[cut], found.similarity[cut], found.row[cut])
+            _keep_nearest(scores, block.row[tile], lo[cut], hi[cut], best[cut], found.row[cut])
 
     with _blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
         for block in columns:
             list(pool.map(scan, starts, [block] * len(starts)))
-    return found
+    return replace(found, similarity=_from_ordered(best))
 
 
 def scan_random(
