@@ -3,11 +3,13 @@ RUN_DIR ?= runs/digits
 SOURCE ?= digits
 ROUNDS ?= 3
 ARGS ?=
+FASHION_MNIST ?= runs/fashion-mnist
+OMNIGLOT ?= $(firstword $(wildcard ../shared/data/images_background_small1.zip))
 PYTHON ?= python3.11
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock warmup mine train rounds evaluate test test-all lint clean
+.PHONY: help setup lock warmup mine train rounds evaluate test test-all lint clean bench-selection
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -25,6 +27,8 @@ lock: .venv/installed ## resolve setup.py's ranges again into requirements.lock
 	$(PY) -m pip install --quiet uv
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-find-links --upgrade --extra test setup.py requirements.in -o requirements.lock
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-find-links --extra test --extra bench setup.py requirements.in -c requirements.lock -o requirements-bench.lock
 
 $(RUN_DIR)/corpus/corpus.json: | .venv/installed
 	@$(PY) -m pipeline.ingest --run_dir "$(RUN_DIR)" --source "$(SOURCE)"
@@ -53,6 +57,19 @@ test-all: .venv/installed ## every test
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+.venv/bench-installed: .venv/installed requirements-bench.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@touch $@
+
+runs/fashion-mnist: # the IDX files from Debian's package, without installing it
+	@command -v apt-get dpkg >/dev/null || { echo "put Fashion-MNIST's four IDX files into $@, or set FASHION_MNIST"; exit 1; }
+	@rm -rf runs/.debian && mkdir -p runs/.debian
+	@cd runs/.debian && { apt-get download -q dataset-fashion-mnist || { apt-get update -q && apt-get download -q dataset-fashion-mnist; }; }
+	@dpkg -x runs/.debian/*.deb runs/.debian && mv runs/.debian/usr/share/datasets/fashion-mnist $@ && rm -rf runs/.debian
+
+bench-selection: .venv/bench-installed $(FASHION_MNIST) ## selection against sgemm, FAISS and its own parts (about 25 minutes)
+	@$(PY) -m benchmarks.selection --fashion_mnist "$(FASHION_MNIST)" $(if $(OMNIGLOT),--omniglot "$(OMNIGLOT)") $(ARGS)
 
 clean: ## remove .venv, caches and runs/digits
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/digits

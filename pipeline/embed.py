@@ -1,5 +1,7 @@
 """Records in, embeddings out: the one preprocessing and forward pass of mining, training and evaluation."""
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +80,31 @@ class Embedder:
         self.dim = int(self.model.output_shape[1])
 
         @tf.function(input_signature=[tf.TensorSpec([BATCH], tf.string)])  # type: ignore[untyped-decorator]
-        def forward(records: Any) -> Any:
-            return self.model(decode_records(corpus.features, records, shape), training=False)
+        def decode_batch(records: Any) -> Any:
+            return decode_records(corpus.features, records, shape)
 
-        self._forward = forward
+        @tf.function(input_signature=[tf.TensorSpec([BATCH, *shape], tf.float32)])  # type: ignore[untyped-decorator]
+        def forward(inputs: Any) -> Any:
+            return self.model(inputs, training=False)
+
+        self._decode, self._forward = decode_batch, forward
 
     def __call__(self, records: list[bytes], first_row: int = 0) -> np.ndarray:
         """float32 [n, dim], L2-normalised, on the grid. `first_row` only names rows in errors."""
-        parts = []
-        for start in range(0, len(records), BATCH):
+        tf = import_tensorflow()
+
+        def decoded(start: int) -> Any:
             batch = records[start : start + BATCH]
-            batch += [batch[-1]] * (BATCH - len(batch))
-            parts.append(self._forward(import_tensorflow().constant(batch)).numpy())
+            return self._decode(tf.constant(batch + [batch[-1]] * (BATCH - len(batch))))
+
+        parts = []
+        with ThreadPoolExecutor(1) as pool:  # decodes one batch ahead of the network
+            ahead: deque[Future[Any]] = deque()
+            for start in range(0, len(records) + BATCH, BATCH):
+                if start < len(records):
+                    ahead.append(pool.submit(decoded, start))
+                if start:
+                    parts.append(self._forward(ahead.popleft().result()).numpy())
         embeddings = np.concatenate(parts)[: len(records)] if parts else np.empty((0, self.dim), np.float32)
         norm = np.linalg.norm(embeddings, axis=1)
         bad = np.flatnonzero(~(np.abs(norm - 1) < 1e-3))

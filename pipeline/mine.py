@@ -7,6 +7,7 @@ The graph is `graph` below. References travel through its shuffles, payload does
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -142,7 +143,7 @@ class Pool:
         out: np.ndarray | None = None
         for number in np.flatnonzero(np.diff(cuts)):
             where = order[cuts[number] : cuts[number + 1]]
-            stored = _open_array(self.embedding_path(int(number)))
+            stored = records.open_array(self.embedding_path(int(number)))
             if out is None:
                 out = np.empty((len(rows), stored.shape[1]), np.float32)
             out[where] = stored[positions[where] - self.shard_positions[number]]
@@ -157,12 +158,6 @@ class Pool:
             content=self.split.codes("content", rows) if self.split.copies else None,
             group=self.split.codes("group", rows) if self.split.grouped else None,
         )
-
-
-@functools.lru_cache(maxsize=256)
-def _open_array(path: Path) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
 
 
 class Columns:
@@ -261,7 +256,9 @@ class _SelectionStep(_Step):
         """An item's anchors with their positives drawn: the same wherever and however often it is asked for."""
         rule, pool, split = self.job.rule, self.pool, self.pool.split
         size = ITEM_BLOCKS * ANCHOR_BLOCK
-        anchors = np.array(_open_array(self.job.work / "anchors.npy")[item.number * size : (item.number + 1) * size])
+        anchors = np.array(
+            records.open_array(self.job.work / "anchors.npy")[item.number * size : (item.number + 1) * size]
+        )
         own = split.class_ranges(anchors)
         contents = (lambda lo, hi: split.codes("content", np.arange(lo, hi))) if split.copies else None
         positive = selection.draw_positives(rule, anchors, own, contents)
@@ -376,26 +373,31 @@ class WritePacks(_Step):
                         )
                         counts["pack_skipped"] += skipped["skipped"]
                         counts["pack_guarded"] += skipped["guarded"]
-                    for scope, kind in zip(chosen["scope"].tolist(), chosen["kind"].tolist(), strict=True):
+                    for scope, kind in itertools.product(range(len(records.SCOPES)), range(len(selection.KINDS))):
                         name = f"{records.SCOPES[scope]}/{selection.KINDS[kind]}"
-                        counts[name] = counts.get(name, 0) + 1
+                        here_of_it = (chosen["scope"] == scope) & (chosen["kind"] == kind)
+                        counts[name] = counts.get(name, 0) + int(here_of_it.sum())
                     yield records.make_example(
                         {"row": rows[begin:end][here], **{k: v[here] for k, v in payload.items()}, **chosen}
                     )
 
         path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
-        yield number, records.write_records(path, serialised()), counts
+        with selection.one_blas_thread():
+            entry = records.write_records(path, serialised())
+        yield number, entry, counts
 
 
 def _payload(examples: list[bytes], corpus: Corpus) -> dict[str, Any]:
-    """The features of corpus records, as lists or arrays with one entry per record."""
-    parsed = [records.parse_example(example) for example in examples]
-    return {
-        name: np.stack([p[name] for p in parsed])
-        if isinstance(parsed[0][name], np.ndarray)
-        else [p[name][0] for p in parsed]
-        for name in ("id", "label", *corpus.features, *(["group"] if corpus.manifest["grouped"] else []))
-    }
+    """The features of corpus records: lists of bytes, or an array, with one entry per record."""
+    tf = records.import_tensorflow()
+    schema = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", "label")}
+    if corpus.manifest["grouped"]:
+        schema["group"] = tf.io.FixedLenFeature([], tf.string, default_value="")
+    for name, spec in corpus.features.items():
+        is_vector = spec["kind"] == "vector"
+        schema[name] = tf.io.FixedLenFeature(spec["shape"] if is_vector else [], tf.float32 if is_vector else tf.string)
+    parsed = {name: column.numpy() for name, column in tf.io.parse_example(tf.constant(examples), schema).items()}
+    return {name: column if column.dtype == np.float32 else column.tolist() for name, column in parsed.items()}
 
 
 def _sum_counts(counts: Any) -> dict[str, int]:

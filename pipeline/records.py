@@ -8,15 +8,16 @@ its record count and checksum. The trainer reads the same files through this mod
 """
 
 import argparse
+import functools
 import hashlib
 import json
+import mmap
 import os
 import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,17 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def open_array(path: Path) -> np.ndarray:
+    """A .npy file of ours, mapped: only what is looked at is read."""
+    return _open_array(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _open_array(path: Path, modified: int) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
 # ---- TFRecords (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). ----
 
 
@@ -156,25 +168,28 @@ def read_records(path: Path) -> Iterator[bytes]:
                 raise InputError(f"{what} is corrupt: the length's checksum is wrong. Make the file again.")
             if length > size - position - _HEADER - _FOOTER:
                 raise InputError(f"{what} is cut off: {length} bytes announced, the file ends before. Make it again.")
-            yield _checked(file.read(length + _FOOTER), what)
+            yield _checked(file.read(length + _FOOTER), path, position)
             number, position = number + 1, position + _HEADER + length + _FOOTER
 
 
-def _checked(data_and_crc: bytes, what: str) -> bytes:
+def _checked(data_and_crc: bytes, path: Path, position: int) -> bytes:
     data = data_and_crc[:-_FOOTER]
-    if len(data_and_crc) < _FOOTER or struct.unpack("<I", data_and_crc[-_FOOTER:])[0] != _masked_crc(data):
-        raise InputError(f"{what} is corrupt: its data's checksum is wrong. Make the file again.")
+    if len(data_and_crc) < _FOOTER or int.from_bytes(data_and_crc[-_FOOTER:], "little") != _masked_crc(data):
+        raise InputError(
+            f"{path}: the record at byte {position} is corrupt: its data's checksum is wrong. Make it again."
+        )
     return data
 
 
 def read_records_at(path: Path, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-    """The records at ascending offsets (of their headers) with the given data lengths, CRC checked."""
-    records = []
-    with open(path, "rb") as file:
-        for offset, length in zip(offsets, lengths, strict=True):
-            file.seek(offset + _HEADER)
-            records.append(_checked(file.read(length + _FOOTER), f"{path}: the record at byte {offset}"))
-    return records
+    """The records at these offsets (of their headers) with these data lengths, CRC checked."""
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty; it was to hold {len(offsets)} records. Make it again.")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return [
+            _checked(data[offset + _HEADER : offset + _HEADER + length + _FOOTER], path, offset)
+            for offset, length in zip(offsets, lengths, strict=True)
+        ]
 
 
 def offsets_of(lengths: Sequence[int]) -> np.ndarray:
@@ -258,7 +273,7 @@ class Split:
     def rows(self) -> int:
         return int(self.first_rows[-1])
 
-    @cached_property
+    @functools.cached_property
     def shard_rows(self) -> np.ndarray:
         return np.concatenate([[0], np.cumsum([shard["records"] for shard in self.shards])]).astype(np.int64)
 
@@ -276,8 +291,7 @@ class Split:
 
     def index(self, number: int) -> np.ndarray:
         """INDEX [rows of the shard]: where each record is, and its codes of content and group."""
-        index: np.ndarray = np.load(self.directory / self.shards[number]["index"], mmap_mode="r")
-        return index
+        return open_array(self.directory / self.shards[number]["index"])
 
     def by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(shard, where in `rows`, places in the shard), ascending within each shard."""

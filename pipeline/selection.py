@@ -14,19 +14,23 @@ Rows are ordered by label, so the anchor's own class is one range of rows to lea
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+_blas = ThreadpoolController().select(user_api="blas")
+
 KINDS = ("semi-hard", "hard")  # a triplet's kind is stored as its position here
 GRID = 2048.0  # stored embeddings are multiples of 1 / GRID
 ANCHOR_BLOCK = 256  # anchors that share an order of visiting column blocks: part of what `random` means
 COLUMN_BLOCK = 4096  # rows dealt to one column block on average: part of what `random` means too
-TILE_COLUMNS = 1024  # columns per matrix product: only speed
+TILE = (512, 512)  # anchors x columns of one matrix product: only speed
 NONE = np.iinfo(np.int64).max  # "no row": larger than every row, so that ties to the lower row just work
 
 _compile = numba.njit(nogil=True, cache=True)
@@ -66,8 +70,8 @@ class Rule:
             raise ValueError(f"positives must be at least 1; found {self.positives}")
         if not 0 <= self.min_negative_distance < 4:
             raise ValueError(f"min_negative_distance must be in [0, 4); found {self.min_negative_distance}")
-        if not self.min_negative_ratio >= 0:
-            raise ValueError(f"min_negative_ratio must be 0 or more; found {self.min_negative_ratio}")
+        if not 0 <= self.min_negative_ratio <= 100:
+            raise ValueError(f"min_negative_ratio must be 0 to 100; found {self.min_negative_ratio}")
 
     @property
     def kinds(self) -> tuple[int, ...]:
@@ -185,6 +189,11 @@ class Triplets:
     def concatenate(parts: Sequence["Triplets"]) -> "Triplets":
         names = Triplets.__dataclass_fields__
         return Triplets(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def one_blas_thread() -> Any:
+    """A context in which a matrix product stays on the thread that asks for it."""
+    return _blas.limit(limits=1)
 
 
 def to_grid(embeddings: np.ndarray) -> np.ndarray:
@@ -447,23 +456,27 @@ def _leave_out(scores, own, skip_i, skip_j, offset, lo, free, guarded):
 
 def _ordered(similarity: np.ndarray) -> np.ndarray:
     """int32 that order as the float32 do: the compiler makes vector code of an integer maximum, not of a float one."""
-    bits = (similarity + np.float32(0)).view(np.int32)  # + 0: one zero, not two
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    bits = similarity.view(np.int32)
+    return np.where(bits < 0, np.int32(-(2**31)) - bits, bits)
 
 
 def _from_ordered(key: np.ndarray) -> np.ndarray:
-    """The inverse of `_ordered`."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).view(np.float32)
+    """The inverse of `_ordered`, but for the sign of zero."""
+    return np.where(key < 0, np.int32(-(2**31)) - key, key).view(np.float32)
 
 
 @_compile
-def _keep_nearest(scores, rows, lo, hi, best, best_row):
-    """For each slot the largest score in (lo, hi], ties to the lower row. All but rows are `_ordered` int32."""
+def _keep_nearest(bits, rows, lo, hi, best, best_row):
+    """For each slot the largest score in (lo, hi], ties to the lower row.
+
+    bits: the scores' float32 seen as int32. lo, hi, best: `_ordered`.
+    """
     nothing = np.int32(-2147483648)
-    for i in range(scores.shape[0]):
-        line = (scores[i] + np.float32(0)).view(np.int32)
+    line = np.empty(bits.shape[1], np.int32)
+    for i in range(bits.shape[0]):
+        source = bits[i]
         for j in range(len(line)):
-            line[j] ^= (line[j] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+            line[j] = np.int32(nothing - source[j]) if source[j] < 0 else source[j]
         for q in range(hi.shape[1]):
             limit, top = hi[i, q], nothing
             for j in range(len(line)):  # values first, a column only when a slot improves
@@ -477,6 +490,29 @@ def _keep_nearest(scores, rows, lo, hi, best, best_row):
 
 
 @_compile
+def _count_between(scores, lo, hi):
+    count = 0
+    for j in range(len(scores)):
+        count += (scores[j] > lo) & (scores[j] <= hi)
+    return count
+
+
+@_compile
+def _pick_between(scores, rows, lo, hi, nearest, which):
+    """The position of the which-th score in (lo, hi], or with `nearest` of the largest, ties to the lower row."""
+    best = -1
+    for j in range(len(scores)):
+        if lo < scores[j] <= hi:
+            if not nearest:
+                if which == 0:
+                    return j
+                which -= 1
+            elif best < 0 or scores[j] > scores[best] or (scores[j] == scores[best] and rows[j] < rows[best]):
+                best = j
+    return best
+
+
+@_compile
 def _keep_random(scores, rows, lo, hi, key, anchor, positive_of_slot, block, active, best, best_row):
     """Fills the empty slots of the active anchors with one of the rows in (lo, hi], each as likely as another."""
     for line in range(scores.shape[0]):
@@ -484,19 +520,12 @@ def _keep_random(scores, rows, lo, hi, key, anchor, positive_of_slot, block, act
         for q in range(hi.shape[1]):
             if best_row[i, q] != NONE:
                 continue
-            low, high, count = lo[i, q], hi[i, q], 0
-            for j in range(scores.shape[1]):
-                count += (scores[line, j] > low) & (scores[line, j] <= high)
+            count = _count_between(scores[line], lo[i, q], hi[i, q])
             if count == 0:
                 continue
             h = _hash(_hash(_hash(_hash(key, anchor[i]), positive_of_slot[i, q]), block), q)
-            left = _below(h, count)
-            for j in range(scores.shape[1]):
-                if low < scores[line, j] <= high:
-                    if left == 0:
-                        best[i, q], best_row[i, q] = scores[line, j], rows[j]
-                        break
-                    left -= 1
+            j = _pick_between(scores[line], rows, lo[i, q], hi[i, q], False, _below(h, count))
+            best[i, q], best_row[i, q] = scores[line, j], rows[j]
 
 
 def _same(codes: np.ndarray | None, column_codes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -525,7 +554,15 @@ def _qualifying_bounds(rule: Rule, pairs: Pairs) -> tuple[np.ndarray, np.ndarray
     return np.minimum.reduce([b[0] for b in bounds]), np.maximum.reduce([b[2] for b in bounds])
 
 
-_blas = ThreadpoolController().select(user_api="blas")
+_buffers = threading.local()
+
+
+def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left @ right.T in a buffer that the thread's next product overwrites: fresh pages cost a tenth of the scan."""
+    size = len(left) * len(right)
+    if not hasattr(_buffers, "scores") or _buffers.scores.size < size:
+        _buffers.scores = np.empty(size, np.float32)
+    return np.dot(left, right.T, out=_buffers.scores[:size].reshape(len(left), len(right)))
 
 
 def scan_nearest(rule: Rule, pairs: Pairs, columns: Iterable[Block], threads: int) -> Found:
@@ -537,20 +574,20 @@ def scan_nearest(rule: Rule, pairs: Pairs, columns: Iterable[Block], threads: in
     found = Found.nothing(pairs)
     bounds = _qualifying_bounds(rule, pairs)
     lo, hi, best = _ordered(pairs.lo), _ordered(pairs.hi), _ordered(found.similarity)
-    starts = range(0, len(pairs.anchors.row), ANCHOR_BLOCK)
+    starts = range(0, len(pairs.anchors.row), TILE[0])
 
     def scan(start: int, block: Block) -> None:
-        cut = slice(start, start + ANCHOR_BLOCK)
+        cut = slice(start, start + TILE[0])
         anchors = pairs.anchors.take(cut)
-        own = np.searchsorted(block.row, pairs.own[cut])
-        skip = _forbidden(anchors, block)
-        for offset in range(0, len(block.row), TILE_COLUMNS):
-            tile = slice(offset, offset + TILE_COLUMNS)
-            scores = anchors.embedding @ block.embedding[tile].T
-            _leave_out(scores, own, *skip, offset, bounds[0][cut], bounds[1][cut], found.guarded[cut])
-            _keep_nearest(scores, block.row[tile], lo[cut], hi[cut], best[cut], found.row[cut])
+        own, skip = np.searchsorted(block.row, pairs.own[cut]), _forbidden(anchors, block)
+        guard = bounds[0][cut], bounds[1][cut], found.guarded[cut]
+        slots = lo[cut], hi[cut], best[cut], found.row[cut]
+        for offset in range(0, len(block.row), TILE[1]):
+            scores = _product(anchors.embedding, block.embedding[offset : offset + TILE[1]])
+            _leave_out(scores, own, *skip, offset, *guard)
+            _keep_nearest(scores.view(np.int32), block.row[offset:], *slots)
 
-    with _blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
         for block in columns:
             list(pool.map(scan, starts, [block] * len(starts)))
     return replace(found, similarity=_from_ordered(best))
@@ -595,7 +632,7 @@ def scan_random(
             block = column(int(number))
             own = np.searchsorted(block.row, pairs.own[cut][active])
             part = anchors.take(active)
-            scores = part.embedding @ block.embedding.T
+            scores = _product(part.embedding, block.embedding)
             guarded = found.guarded[cut][active]
             skip = _forbidden(part, block)
             _leave_out(scores, own, *skip, 0, bounds[0][cut][active], bounds[1][cut][active], guarded)
@@ -605,7 +642,7 @@ def scan_random(
                 number, active, found.similarity[cut], row,
             )  # fmt: skip
 
-    with _blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
         list(pool.map(scan, range(0, len(pairs.anchors.row), ANCHOR_BLOCK)))
     return found
 
@@ -671,74 +708,47 @@ def choose(rule: Rule, pairs: Pairs, found: Found) -> tuple[Triplets, dict[str, 
 
 @_compile
 def _select_within(
-    scores,
-    rows,
-    label,
-    content,
-    group,
-    taken,
-    kinds,
-    shares,
-    nearest,
-    margin,
-    min_distance,
-    min_ratio,
-    kind_key,
-    key,
+    scores, rows, label, content, group, taken, kinds, shares, nearest, margin, min_distance, min_ratio, kind_key, key
 ):
     n = len(rows)
     out = np.empty((n * n, 4), np.int64)  # positions of anchor, positive, negative; kind
     made, skipped, guarded = 0, 0, 0
     total = shares.sum()
-    fits = np.empty((len(kinds), n), np.bool_)
+    free_to_use, shut_out = np.empty(n, np.float32), np.empty(n, np.float32)
+    lo, hi = np.empty(len(kinds), np.float32), np.empty(len(kinds), np.float32)
     count = np.empty(len(kinds), np.int64)
     for a in range(n):
+        for j in range(n):
+            shut = (len(content) > 0 and content[j] == content[a]) or (
+                len(group) > 0 and group[a] >= 0 and group[j] == group[a]
+            )
+            other = label[j] != label[a]
+            free_to_use[j] = scores[a, j] if other and not shut else -np.inf
+            shut_out[j] = scores[a, j] if other and shut else -np.inf
         for p in range(n):
             if a == p or label[a] != label[p] or taken[a, p] or (len(content) > 0 and content[a] == content[p]):
                 continue
             acted = False
             for k in range(len(kinds)):
-                lo, hi, free = _interval(kinds[k], scores[a, p], margin, min_distance, min_ratio)
-                count[k] = 0
-                for j in range(n):
-                    s = scores[a, j]
-                    fits[k, j] = label[j] != label[a] and lo < s <= free
-                    if fits[k, j] and (
-                        s > hi
-                        or (len(content) > 0 and content[j] == content[a])
-                        or (len(group) > 0 and group[a] >= 0 and group[j] == group[a])
-                    ):
-                        fits[k, j], acted = False, True
-                    count[k] += fits[k, j]
+                lo[k], hi[k], free = _interval(kinds[k], scores[a, p], margin, min_distance, min_ratio)
+                count[k] = _count_between(free_to_use, lo[k], hi[k])
+                acted |= _count_between(shut_out, lo[k], free) > 0
+                if hi[k] < free:
+                    acted |= _count_between(free_to_use, max(lo[k], hi[k]), free) > 0
             guarded += acted
-            pair = _hash(_hash(kind_key, rows[a]), rows[p])
-            first = _first_kind(pair, kinds, shares, total)
-            best, chosen = -1, -1
+            first = _first_kind(_hash(_hash(kind_key, rows[a]), rows[p]), kinds, shares, total)
+            chosen = -1
             for attempt in range(2):
                 for k in range(len(kinds)):
-                    if best < 0 and count[k] > 0 and (attempt == 1 or kinds[k] == first):
-                        chosen = kinds[k]
-                        left = _below(_hash(_hash(_hash(key, rows[a]), rows[p]), kinds[k]), count[k])
-                        for j in range(n):
-                            if not fits[k, j]:
-                                continue
-                            if nearest:
-                                if (
-                                    best < 0
-                                    or scores[a, j] > scores[a, best]
-                                    or (scores[a, j] == scores[a, best] and rows[j] < rows[best])
-                                ):
-                                    best = j
-                            else:
-                                if left == 0:
-                                    best = j
-                                    break
-                                left -= 1
-            if best < 0:
+                    if chosen < 0 and count[k] > 0 and (attempt == 1 or kinds[k] == first):
+                        chosen = k
+            if chosen < 0:
                 skipped += 1
-            else:
-                out[made, 0], out[made, 1], out[made, 2], out[made, 3] = a, p, best, chosen
-                made += 1
+                continue
+            which = _below(_hash(_hash(_hash(key, rows[a]), rows[p]), kinds[chosen]), count[chosen])
+            negative = _pick_between(free_to_use, rows, lo[chosen], hi[chosen], nearest, which)
+            out[made, 0], out[made, 1], out[made, 2], out[made, 3] = a, p, negative, kinds[chosen]
+            made += 1
     return out[:made], skipped, guarded
 
 

@@ -3,15 +3,20 @@
 import functools
 import json
 
+import apache_beam as beam
 import numpy as np
 import pytest
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that
 from conftest import command, read_packs
 from scipy.stats import kstest
 
-from pipeline import mine, packs, records, selection
+from pipeline import ingest, job, mine, packs, records, selection
 from pipeline.embed import Embedder
 from pipeline.records import InputError
 from pipeline.selection import KINDS
+from tests import oracle
+from trainer import train
 
 
 @functools.cache
@@ -192,3 +197,105 @@ def test_a_worker_error_reaches_the_user_in_one_line(fresh_run):
     assert done.returncode == 4
     assert done.stderr.startswith("error: ") and "train-00000-of-00001.tfrecord" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def guarded_corpus(tmp_path):
+    """Vectors with copies inside and across classes, and groups across classes."""
+    rng = np.random.default_rng(0)
+    label = np.repeat(np.arange(12), 20)
+    vectors = rng.standard_normal((12, 8))[label] * 0.3 + rng.standard_normal((240, 8))
+    vectors[200:230] = vectors[rng.integers(0, 200, 30)]
+    group = rng.integers(0, 40, 240)
+    np.savez(tmp_path / "a.npz", vectors=vectors, labels=[f"{c:02d}" for c in label], groups=[f"g{g}" for g in group])
+    return f"arrays:{tmp_path / 'a.npz'}"
+
+
+@pytest.mark.parametrize("pick", ["random", "nearest"])
+def test_guards_hold_through_the_whole_command(tmp_path, pick):
+    """Each triplet against the oracle with copies, groups and both distance guards, columns and shards cut small."""
+    run = tmp_path / "run"
+    source = guarded_corpus(tmp_path)
+    shares = ["--validation_share", "0", "--eval_share", "0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest, "SHARD_ROWS", 17)
+        patch.setattr(selection, "COLUMN_BLOCK", 50)
+        patch.setattr(mine, "ITEM_COLUMNS", 2)
+        assert ingest.main(["--run_dir", str(run), "--source", source, *shares]) == 0
+        assert train.main(["--run_dir", str(run), "--online", "--steps", "5"]) == 0
+        guards = ["--min_negative_distance", "0.05", "--min_negative_ratio", "0.9"]
+        kinds = ["--negatives", "semi-hard,hard", "--margin", "0.4", "--positives", "3", "--pick", pick]
+        assert mine.main(["--run_dir", str(run), *guards, *kinds]) == 0
+    corpus = records.open_corpus(run)
+    split = corpus.split("train")
+    assert split.copies and split.grouped and len(split.shards) == 15
+    label, d = truth(run)
+    rows = np.arange(split.rows)
+    content, group = split.codes("content", rows), split.codes("group", rows)
+    rule = selection.Rule(
+        shares=(("semi-hard", 1.0), ("hard", 1.0)), margin=0.4, pick=pick,
+        min_negative_distance=0.05, min_negative_ratio=0.9,
+    )  # fmt: skip
+    for pack in read_packs(run):
+        for a, p, n, kind, scope in zip(
+            *(pack["row"][pack[side]] for side in ("anchor", "positive", "negative")),
+            pack["kind"], pack["scope"], strict=True,
+        ):  # fmt: skip
+            if scope == 0:
+                oracle.check(rule, d, label, (a, p, n, kind), content, group)
+            else:
+                assert p in oracle.positives(a, label, content)
+                assert n in oracle.negatives(KINDS[kind], rule, d, a, p, label, content, group)
+        assert {g.decode() for g in pack["group"]} <= {f"g{n}" for n in range(40)}
+    manifest = records.open_triplets(run, 0, corpus)
+    assert manifest["guarded"]["corpus"] > 0
+
+
+def test_found_merges_in_a_pipeline_in_any_order():
+    rng = np.random.default_rng(0)
+    item = mine.Item(number=3, first_column=0, last_column=1)
+    parts = [
+        selection.Found(
+            similarity=rng.integers(0, 4, (5, 2)).astype(np.float32),
+            row=rng.integers(0, 50, (5, 2)),
+            guarded=rng.random((5, 1)) < 0.3,
+        )
+        for _ in range(20)
+    ]
+    expected = functools.reduce(selection.merge, parts)
+
+    def same(merged):
+        [(number, (_, found))] = merged
+        assert number == 3
+        for name in ("similarity", "row", "guarded"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+    with TestPipeline(options=job.beam_options([])) as pipeline:
+        elements = [(3, (item, parts[i])) for i in rng.permutation(20)]
+        merged = pipeline | beam.Create(elements) | beam.Reshuffle() | beam.CombinePerKey(mine.MergeFound())
+        assert_that(merged, same)
+
+
+def test_nearest_semi_hard_is_tensorflow_addons_choice_inside_the_margin(mined):
+    """Addons: the smallest d_an beyond d_ap. Wherever that lies inside the margin, it is our choice too."""
+    label, d = truth(mined)
+    split = records.open_corpus(mined).split("train")
+    rows = np.arange(split.rows)
+    rule = selection.Rule(pick="nearest", positives=2, margin=0.05)
+    own = split.class_ranges(rows)
+    corpus = records.open_corpus(mined)
+    embedding = Embedder(records.checkpoint_path(mined, 0), corpus)(split.read(rows))
+    block = selection.Block(row=rows, embedding=embedding)
+    positive = selection.draw_positives(rule, rows, own)
+    pairs = selection.make_pairs(rule, block, own, positive, embedding[positive])
+    triplets, _ = selection.choose(rule, pairs, selection.scan_nearest(rule, pairs, [block], 2))
+    ours = {(a, p): n for a, p, n in zip(triplets.anchor, triplets.positive, triplets.negative, strict=True)}
+    compared = 0
+    for a, p in zip(np.repeat(rows, 2), positive.ravel(), strict=True):
+        beyond = np.where((label != label[a]) & (d[a] > d[a, p]), d[a], np.inf)
+        addons = int(np.argmin(beyond))
+        if beyond[addons] < d[a, p] + rule.margin:
+            assert ours[a, p] == addons
+            compared += 1
+        else:
+            assert (a, p) not in ours
+    assert compared > 1000

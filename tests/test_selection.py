@@ -147,8 +147,7 @@ def test_nearest_is_the_same_for_any_tiles_threads_and_order_of_merging(data, ru
     pairs, whole, *_ = select(rule, label, block)
     parts = [block.take(slice(k * len(label) // 4, (k + 1) * len(label) // 4)) for k in range(4)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "ANCHOR_BLOCK", 7)
-        patch.setattr(selection, "TILE_COLUMNS", tile)
+        patch.setattr(selection, "TILE", (7, tile))
         merged = Found.nothing(pairs)
         for k in order:
             merged = selection.merge(selection.scan_nearest(rule, pairs, [parts[k]], threads), merged)
@@ -242,7 +241,8 @@ def test_a_new_round_draws_anew():
     [
         {"margin": 0.0}, {"margin": 5.0}, {"positives": 0}, {"pick": "hardest"}, {"shares": ()},
         {"shares": (("easy", 1.0),)}, {"shares": (("hard", 0.0),)}, {"shares": (("hard", 1.0), ("hard", 1.0))},
-        {"min_negative_distance": 4.0}, {"min_negative_ratio": -1.0}, {"margin": float("nan")},
+        {"min_negative_distance": 4.0}, {"min_negative_ratio": -1.0}, {"min_negative_ratio": 1e300},
+        {"margin": float("nan")},
     ],
 )  # fmt: skip
 def test_wrong_rules_are_refused(wrong):

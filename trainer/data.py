@@ -55,6 +55,17 @@ def triplet_batches(
     return packs.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
 
 
+def usable_classes(corpus: Corpus) -> np.ndarray:
+    """The classes with two rows or more in the train split; two of them at the least."""
+    usable = np.flatnonzero(np.diff(corpus.split("train").first_rows) >= 2)
+    if len(usable) < 2:
+        raise InputError(
+            f"{corpus.directory}: {len(usable)} of the classes to train on have two rows or more, triplets need two. "
+            f"Ingest a source with more into a new --run_dir."
+        )
+    return usable
+
+
 def online_batches(
     corpus: Corpus, input_shape: tuple[int, ...], classes: int, rows_per_class: int, steps: int, seed: int
 ) -> Any:
@@ -65,9 +76,7 @@ def online_batches(
     """
     split = corpus.split("train")
     sizes = np.diff(split.first_rows)
-    usable = np.flatnonzero(sizes >= 2)
-    if len(usable) < 2:
-        raise InputError(f"{corpus.directory}: {len(usable)} classes have two rows or more; training needs two.")
+    usable = usable_classes(corpus)
     classes = min(classes, len(usable))
 
     def draw() -> Iterator[tuple[list[bytes], np.ndarray]]:

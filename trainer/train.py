@@ -18,11 +18,12 @@ from pipeline.embed import network_input_shape
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
 from trainer import losses, models
-from trainer.data import online_batches, triplet_batches
+from trainer.data import online_batches, triplet_batches, usable_classes
 
 tf = import_tensorflow()
 import keras  # noqa: E402
 
+SETTLING_BATCHES = 40
 FRESH_BATCHES = 8  # how many batches tell the active share before training
 
 
@@ -50,11 +51,24 @@ def init(arguments: argparse.Namespace, corpus: Corpus) -> int:
     keras.utils.set_random_seed(arguments.seed)
     model = build(models.example_shape(spec))
     name = arguments.model or build.__name__
-    network_input_shape(model, corpus.features, name)
+    shape = network_input_shape(model, corpus.features, name)
+    settle_statistics(model, corpus, shape, arguments.seed)
     digest = save_checkpoint(model, path)
     print(f"first checkpoint: {name}, {model.count_params():,} weights, seed {arguments.seed}")
     print(f"  {path} ({digest[:12]})   next: python -m pipeline.mine --run_dir {arguments.run_dir}")
     return 0
+
+
+def settle_statistics(model: Any, corpus: Corpus, shape: tuple[int, ...], seed: int) -> None:
+    """Lets batch normalisation see the corpus before anything is mined.
+
+    With the moving statistics that Keras starts from, an untrained network maps all rows to nearly one point in
+    inference mode (mean distance .01 on digits), and round 0 mines noise.
+    """
+    if not model.non_trainable_variables:
+        return
+    for inputs, _ in online_batches(corpus, shape, 32, 4, SETTLING_BATCHES, seed):
+        model(inputs, training=True)
 
 
 def progress_bar(total: int, label: str) -> Any:
@@ -77,8 +91,8 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     shape = network_input_shape(model, corpus.features, path)
     optimizer = keras.optimizers.Adam(arguments.learning_rate)
     keras.utils.set_random_seed(arguments.seed)
-    classes = max(2, arguments.batch_rows // 4)
-    steps = arguments.steps or math.ceil(corpus.split("train").rows / arguments.batch_rows)
+    classes = min(max(2, arguments.batch_rows // 4), len(usable_classes(corpus)))
+    steps = arguments.steps or math.ceil(corpus.split("train").rows / (4 * classes))
 
     @tf.function(reduce_retracing=True)
     def step(inputs: Any, labels: Any) -> Any:
