@@ -9,16 +9,17 @@ PYTHON ?= python3.11
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock warmup mine train rounds evaluate test test-all lint clean bench-selection
+.PHONY: help setup lock corpus warmup mine train rounds evaluate test test-all lint clean bench-selection
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
 	@echo; echo "  variables: RUN_DIR=$(RUN_DIR) SOURCE=$(SOURCE) ROUNDS=$(ROUNDS) ARGS='$(ARGS)' (ARGS go to the command)"
 
 .venv/installed: requirements.lock setup.py
-	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "making .venv: about 1.3 GB of packages, a minute or more"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 setup: .venv/installed ## make .venv and install the locked packages into it
@@ -30,19 +31,21 @@ lock: .venv/installed ## resolve setup.py's ranges again into requirements.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-find-links --extra test --extra bench setup.py requirements.in -c requirements.lock -o requirements-bench.lock
 
-$(RUN_DIR)/corpus/corpus.json: | .venv/installed
-	@$(PY) -m pipeline.ingest --run_dir "$(RUN_DIR)" --source "$(SOURCE)"
+# Ingests if there is no corpus yet; a SOURCE that was asked for is compared with the corpus there is.
+corpus: .venv/installed
+	@if [ ! -e "$(RUN_DIR)/corpus/corpus.json" ] || [ "$(origin SOURCE)" != file ]; then \
+	  $(PY) -m pipeline.ingest --run_dir "$(RUN_DIR)" --source "$(SOURCE)"; fi
 
-mine: .venv/installed $(RUN_DIR)/corpus/corpus.json ## mine the newest checkpoint's round (ingests SOURCE first if need be)
+mine: corpus ## mine the newest checkpoint's round (ingests SOURCE first if need be)
 	@$(PY) -m pipeline.mine --run_dir "$(RUN_DIR)" $(ARGS)
 
 train: .venv/installed ## train on the newest mined round, write the next checkpoint
 	@$(PY) -m trainer.train --run_dir "$(RUN_DIR)" $(ARGS)
 
-warmup: .venv/installed $(RUN_DIR)/corpus/corpus.json ## train round 0's checkpoint in-batch before anything is mined
+warmup: corpus ## train round 0's checkpoint in-batch before anything is mined
 	@$(PY) -m trainer.train --run_dir "$(RUN_DIR)" --online $(ARGS)
 
-rounds: .venv/installed $(RUN_DIR)/corpus/corpus.json ## mine and train ROUNDS times in turn
+rounds: corpus ## mine and train ROUNDS times in turn
 	@$(PY) -m pipeline.rounds --run_dir "$(RUN_DIR)" --rounds $(ROUNDS) $(ARGS)
 
 evaluate: .venv/installed ## held-out retrieval of the newest checkpoint

@@ -75,7 +75,7 @@ class Embedder:
         self.checkpoint = checkpoint
         self.model = load_checkpoint(checkpoint)
         shape = network_input_shape(self.model, corpus.features, checkpoint)
-        if len(self.model.output_shape) != 2:
+        if not isinstance(self.model.output_shape, tuple) or len(self.model.output_shape) != 2:
             raise InputError(f"{checkpoint}: the network gives {self.model.output_shape}, expected [batch, dim].")
         self.dim = int(self.model.output_shape[1])
 

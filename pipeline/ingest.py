@@ -164,14 +164,16 @@ def assign_splits(keys: pa.Table, validation_share: float, eval_share: float, se
     """int8 [rows], positions in records.SPLITS; and `class` or `example`, by what the corpus was split.
 
     By class (unseen classes) from 20 classes up; below, by example, class by class, so that each split has
-    every class. The draw is a hash of the seed and the label or id.
+    every class. The draw is a hash of the seed and the label or id. Within a class, copies of a payload and rows
+    of a group stay together: a held-out copy would be no test.
     """
     labels, first, code = np.unique(np.array(keys["label"].to_pylist(), object), return_index=True, return_inverse=True)
 
     def ranks(names: list[bytes]) -> np.ndarray:
         key = str(draw_key(seed, 0, "split")).encode()
         digests = [hashlib.blake2b(name, digest_size=8, key=key).digest() for name in names]
-        return np.argsort(np.argsort(np.array(digests, "S8"), kind="stable"), kind="stable")
+        ordered = np.sort(np.array(digests, "S8"))
+        return np.searchsorted(ordered, np.array(digests, "S8"))  # equal names, equal ranks
 
     def cut(rank: np.ndarray, size: int) -> np.ndarray:
         held_out, validation = round((validation_share + eval_share) * size), round(validation_share * size)
@@ -181,8 +183,12 @@ def assign_splits(keys: pa.Table, validation_share: float, eval_share: float, se
         return cut(ranks(labels.tolist()), len(labels))[code], "class"
     split = np.zeros(len(keys), np.int8)
     ids = keys["id"].to_pylist()
+    groups, contents = keys["group"].to_pylist(), keys["sha256"].to_pylist()
+    units = [group or content for group, content in zip(groups, contents, strict=True)]
     for start, stop in zip(first, [*first[1:], len(keys)], strict=True):
-        split[start:stop] = cut(ranks(ids[start:stop]), stop - start)
+        leader = {unit: row for row, unit in reversed(list(enumerate(units[start:stop])))}
+        names = [ids[start + leader[unit]] for unit in units[start:stop]]  # each row drawn by its unit's first id
+        split[start:stop] = cut(ranks(names), stop - start)
     return split, "example"
 
 
@@ -328,15 +334,15 @@ def main(argv: list[str]) -> int:
     if there.exists():
         manifest = records.read_json(there, records.CORPUS_FORMAT)
         rule = manifest["split_rule"]
-        asked = {
-            "source": arguments.source,
-            **{n: getattr(arguments, n) for n in ("validation_share", "eval_share")},
-        }
-        held = {"source": manifest["source"], **{n: rule[n] for n in ("validation_share", "eval_share")}}
+        names = ("validation_share", "eval_share", "seed")
+        asked = {"source": arguments.source, **{name: getattr(arguments, name) for name in names}}
+        held = {"source": manifest["source"], **{name: rule[name] for name in names}}
         if asked != held:
             raise InputError(f"{there.parent} already holds {held}, asked for {asked}. Use another --run_dir.")
         print(f"already ingested; nothing to do\n{summary(manifest, arguments.run_dir)}")
         return 0
+    if there.parent.exists() and any(there.parent.iterdir()):
+        raise InputError(f"{there.parent} holds files but no corpus.json. Remove it, or use another --run_dir.")
     print(summary(ingest(arguments, options), arguments.run_dir))
     return 0
 

@@ -13,6 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.records import InputError
 
+JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know
 _WORKER_ERROR = re.compile(r"InputError: (.*?)(?: \[while running|\n|$)", re.DOTALL)
 
 
@@ -20,13 +21,16 @@ def beam_options(arguments: list[str]) -> PipelineOptions:
     """Beam's own options. The in-process runner is named: DirectRunner would first try to download another."""
     if not any(argument.startswith("--runner") for argument in arguments):
         arguments = ["--runner=FnApiRunner", *arguments]
-        # Job servers have options that Beam's Python side does not know; this runner has none.
-        known = PipelineOptions([]).get_all_options()
+    options = PipelineOptions(arguments)
+    if options.get_all_options()["runner"] not in JOB_SERVERS:
+        known, value_may_follow = PipelineOptions([]).get_all_options(), False
         for argument in arguments:
-            name = argument[2:].split("=")[0]
-            if argument.startswith("--") and name.removeprefix("no_") not in known:
-                raise InputError(f"unknown option --{name}. --help lists ours; Beam's own are in its documentation.")
-    return PipelineOptions(arguments)
+            name, equals, _ = argument.removeprefix("--").removeprefix("no_").partition("=")
+            understood = name in known if argument.startswith("--") else value_may_follow
+            if not understood:
+                raise InputError(f"unknown option {argument}. --help lists ours; Beam's own are in its documentation.")
+            value_may_follow = argument.startswith("--") and not equals
+    return options
 
 
 def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> None:
@@ -39,6 +43,8 @@ def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> None
     except Exception as error:
         # Runners add the step to a worker's error, or hand it over as text inside an error of their own.
         match = _WORKER_ERROR.search(f"{type(error).__name__}: {error}")
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from None
         if match:
             raise InputError(match[1].strip()) from None
         raise

@@ -2,10 +2,11 @@
 
     python -m pipeline.mine --run_dir runs/digits
 
-The graph is `graph` below. References travel through its shuffles, payload does not.
+The graph is `graph` below. Embeddings and references travel through its shuffles, payload does not.
 """
 
 import argparse
+import collections
 import functools
 import itertools
 import json
@@ -13,7 +14,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -165,18 +168,23 @@ class Columns:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self._kept: dict[int, Block] = {}
+        self._kept: collections.OrderedDict[int, Block] = collections.OrderedDict()  # the least used first
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def __call__(self, number: int) -> Block:
-        block = self._kept.get(number)
-        if block is None:
-            with np.load(self.directory / f"{number:06d}.npz", allow_pickle=False) as file:
-                block = Block(**{name: file[name] for name in file.files})
-            self._bytes += block.embedding.nbytes
-            if self._bytes > CACHE_BYTES:
-                self._kept, self._bytes = {}, block.embedding.nbytes
-            self._kept[number] = block
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+        with np.load(self.directory / f"{number:06d}.npz", allow_pickle=False) as file:
+            block = Block(**{name: file[name] for name in file.files})
+        with self._lock:
+            if number not in self._kept:
+                self._kept[number] = block
+                self._bytes += block.embedding.nbytes
+            while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].embedding.nbytes
         return block
 
 
@@ -208,11 +216,14 @@ class EmbedShard(_Step):
     def process(self, number: int) -> Iterator[int]:
         path, split = self.pool.embedding_path(number), self.pool.split
         records.check_corpus_shard(split.directory, split.shards[number])
-        if not path.exists():
+        checksum = path.with_suffix(".sha256")  # written last: an array without its own is made again
+        if not (path.exists() and checksum.exists() and checksum.read_text() == records.sha256_of_file(path)):
             embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
             rows = self.pool.shard_rows(number)
             embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
             records.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
+            text = records.sha256_of_file(path)
+            records.write_atomically(checksum, lambda temporary: temporary.write_text(text))
         yield number
 
     def _load(self) -> Embedder:
@@ -279,10 +290,8 @@ class Scan(_SelectionStep):
         if written != blocks:
             raise RuntimeError(f"{written} column blocks were written, expected {blocks}")
         path = self.job.work / "found" / f"{item.number:06d}-{item.first_column:06d}.npz"
-        if path.exists():
-            with np.load(path, allow_pickle=False) as file:
-                found = Found(**{name: file[name] for name in file.files})
-        else:
+        found = _read_found(path)
+        if found is None:
             rule, pairs, threads = self.job.rule, self.pairs(item), self.job.threads
             if rule.pick == "random":
                 found = selection.scan_random(rule, pairs, item.number * ITEM_BLOCKS, self.columns, blocks, threads)
@@ -291,6 +300,15 @@ class Scan(_SelectionStep):
                 found = selection.scan_nearest(rule, pairs, map(self.columns, numbers), threads)
             save_arrays(path, **vars(found))
         yield item.number, (item, found)
+
+
+def _read_found(path: Path) -> Found | None:
+    """What an interrupted run left, if it is whole: a zip checks its members' CRCs."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Found(**{name: file[name] for name in file.files})
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 class MergeFound(beam.CombineFn):
@@ -447,6 +465,11 @@ def commit(written: list[tuple[int, dict[str, Any], dict[str, int]]], counts: di
     """Writes triplets.json: from here on the round is mined."""
     written = sorted(written, key=lambda entry: entry[0])
     packed = _sum_counts(entry[2] for entry in written)
+    if not packed["packs"]:
+        raise InputError(
+            f"round {job_.round} has no triplet, out of {counts['pairs']} pairs: {counts}. A larger --margin, other "
+            f"--negatives or weaker guards find more; anchors without a positive need more rows in their class."
+        )
     corpus = records.open_corpus(job_.run_dir)
     shards = [entry[1] for entry in written]
     triplets = {scope: {kind: packed.get(f"{scope}/{kind}", 0) for kind in selection.KINDS} for scope in records.SCOPES}
@@ -509,12 +532,26 @@ def work_items(job_: Job, anchors: int, blocks: int) -> list[Item]:
     ]
 
 
+def clear_leftovers(job_: Job) -> None:
+    """Removes what an interrupted run left and a new one does not continue with."""
+    shutil.rmtree(job_.directory / "triplets", ignore_errors=True)  # without a manifest these are no triplets
+    for other in (job_.directory / "work").glob("*"):
+        if other != job_.work:
+            shutil.rmtree(other)
+    for temporary in job_.directory.rglob(".*.tmp*"):
+        temporary.unlink()
+
+
 def mine(job_: Job, options: Any) -> dict[str, Any]:
     """Mines a round. Returns its manifest."""
     started = time.time()
     pool = Pool(job_)
     if len(pool.classes) < 2:
-        raise InputError(f"{pool.corpus.directory}: {len(pool.classes)} class takes part; a negative needs two.")
+        raise InputError(
+            f"{pool.corpus.directory}: {len(pool.classes)} class takes part, a negative needs two. Raise --class_pool, "
+            f"or ingest a source with two classes or more into a new --run_dir."
+        )
+    clear_leftovers(job_)
     anchors = draw_anchors(job_, pool)
     records.write_atomically(job_.work / "anchors.npy", lambda path: np.save(path, anchors))
     shards = -(-len(anchors) * job_.rule.positives // SHARD_PAIRS)
@@ -629,6 +666,7 @@ def already_mined(job_: Job, corpus: Corpus) -> int:
                 f"round {job_.round} is mined already with {name} {found}, asked for {expected}. Train it, or remove "
                 f"{directory} to mine it again."
             )
+    shutil.rmtree(job_.directory / "work", ignore_errors=True)  # if the run that mined was killed just then
     print(f"round {job_.round} is mined already; nothing to do")
     print(summary(manifest, job_.run_dir))
     return 0

@@ -11,12 +11,13 @@ import numpy as np
 from pipeline.selection import Block, Rule, Triplets, _below, _compile, _hash, hashes, select_within
 
 FILL = 4  # rows a class is filled to
+MAX_ROWS = 2048  # a pack's triplets grow with the square of its rows
 LONE = 3  # pack_rows for one triplet a record: no fill, no triplets of the pack's own
 
 
 def check_pack_rows(pack_rows: int) -> None:
-    if pack_rows != LONE and pack_rows < 2 * FILL:
-        raise ValueError(f"pack_rows must be {LONE} (lone triplets) or at least {2 * FILL}; found {pack_rows}")
+    if pack_rows != LONE and not 2 * FILL <= pack_rows <= MAX_ROWS:
+        raise ValueError(f"pack_rows must be {LONE} (lone triplets) or {2 * FILL} to {MAX_ROWS}; found {pack_rows}")
 
 
 def shard_of(rule: Rule, triplets: Triplets, shards: int) -> np.ndarray:

@@ -38,12 +38,15 @@ class InputError(Exception):
 
 
 def run(main: Callable[[list[str]], int]) -> None:
-    """Runs a command: exit code 4 and one line for a refused input, 130 for Ctrl-C."""
+    """Runs a command. Exit codes: 4 for a refused input, 1 for what the disk refuses, 130 for Ctrl-C; one line each."""
     try:
         code = main(sys.argv[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 4
+    except OSError as error:
+        print(f"error: {error}. What was finished is kept; mend it and run the same command again.", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         code = 130
@@ -319,6 +322,12 @@ class Split:
         return records
 
 
+def check_split(split: Split) -> None:
+    """Checks every shard of a split against the manifest."""
+    for entry in split.shards:
+        check_corpus_shard(split.directory, entry)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """corpus.json. features: name to {kind: image or vector, shape, dtype}; the first is the model's input."""
@@ -493,7 +502,7 @@ def verify(directory: Path) -> int:
                 print(f"BAD  {error}")
                 problems += 1
         listed = {entry["file"] for entry in shards}
-        for extra in sorted(p for p in path.parent.glob("*.tfrecord") if p.name not in listed):
+        for extra in sorted(p for p in path.parent.glob("[!.]*.tfrecord") if p.name not in listed):
             print(f"BAD  {extra} is not listed in {path}. Readers leave it alone; remove it.")
             problems += 1
         print(f"{path}: {len(shards)} shards, {records} records checked")

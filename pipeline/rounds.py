@@ -27,14 +27,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--warmup_steps", type=int, help="in-batch steps before round 0 (one pass over the train split; 0: none)"
     )
-    parser.add_argument("--mine", default="", metavar="FLAGS", help="for pipeline.mine, in one string")
-    parser.add_argument("--train", default="", metavar="FLAGS", help="for trainer.train, in one string")
+    parser.add_argument("--mine", default="", metavar="FLAGS", help="for pipeline.mine: --mine='--pick nearest'")
+    parser.add_argument("--train", default="", metavar="FLAGS", help="for trainer.train: --train='--epochs 2'")
     arguments = parser.parse_args(argv)
     run_dir = arguments.run_dir
     for name, least in (("rounds", 1), ("warmup_steps", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}; found {value}")
+    flags = {}
+    for name in ("mine", "train"):
+        try:
+            flags[name] = shlex.split(getattr(arguments, name))
+        except ValueError as error:
+            raise InputError(f"--{name} {getattr(arguments, name)!r}: {error}") from None
     corpus = records.open_corpus(run_dir)
     if records.newest_round(run_dir, records.checkpoint_path) is None and arguments.warmup_steps != 0:
         steps = [] if arguments.warmup_steps is None else ["--steps", str(arguments.warmup_steps)]
@@ -45,8 +51,8 @@ def main(argv: list[str]) -> int:
         first += 1
     for number in range(first, first + arguments.rounds):
         if not records.manifest_path(run_dir, number).exists():
-            run_step("pipeline.mine", run_dir, *shlex.split(arguments.mine))
-        run_step("trainer.train", run_dir, *shlex.split(arguments.train))
+            run_step("pipeline.mine", run_dir, *flags["mine"])
+        run_step("trainer.train", run_dir, *flags["train"])
     if corpus.split("eval").rows:
         numbers = [str(number) for number in range(first, first + arguments.rounds + 1)]
         run_step("trainer.evaluate", run_dir, "--round", *numbers)

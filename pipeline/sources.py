@@ -3,9 +3,12 @@
 A part is a small picklable value that names some of the source; a Beam worker reads it on its own.
 """
 
+import functools
 import gzip
 import io
+import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,14 +80,17 @@ def image_shape(encoded: bytes) -> tuple[int, int, int]:
             (width, height), channels = image.size, 1 if image.mode in ("1", "L", "LA", "I", "I;16") else 3
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError:
+        raise ValueError("not a PNG or JPEG") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"not a PNG or JPEG: {error}") from None
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
     try:
         tf.io.decode_image(encoded, channels=channels, expand_animations=False)
     except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"does not decode: {error.message[:200]}") from None
+        reason = re.sub(r"\{\{.*?\}\} ?", "", error.message)[:200]
+        raise ValueError(f"does not decode: {reason}") from None
     return height, width, channels
 
 
@@ -143,11 +149,12 @@ def _read_images(part: tuple[str, list[str]]) -> Iterator[Example | Rejected]:
 # ---- arrays:FILE.npz ----
 
 
+@functools.lru_cache(maxsize=1)  # a part is some of its rows
 def _open_npz(path: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"arrays:{path}: {error}. Give an .npz of plain arrays, as np.savez writes it.") from None
     payload = [name for name in ("images", "vectors") if name in arrays]
     if len(payload) != 1 or "labels" not in arrays:

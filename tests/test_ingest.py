@@ -211,3 +211,33 @@ def test_the_command_on_real_images(tmp_path):
     done = command("pipeline.ingest", "--run_dir", tmp_path / "run", "--source", f"images:{tmp_path / 'source'}")
     assert done.returncode == 0, done.stderr
     assert "split by class" in done.stdout and "next: python -m pipeline.mine" in done.stdout
+
+
+def test_copies_and_groups_stay_on_one_side_of_the_split(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.random((100, 3)).astype(np.float32)[np.arange(200) % 100]
+    labels = np.arange(200) % 2
+    np.savez(tmp_path / "copies.npz", vectors=vectors, labels=labels)
+    np.savez(
+        tmp_path / "groups.npz", vectors=rng.random((200, 3)), labels=labels, groups=[f"g{n % 50}" for n in range(200)]
+    )
+    for name, unit in (("copies", "vector"), ("groups", "group")):
+        corpus = ingested(tmp_path / name, f"arrays:{tmp_path / name}.npz")
+        sides = [{str(example[unit]) for example in examples(corpus, split)} for split in records.SPLITS]
+        assert all(sides) and sum(map(len, sides)) == len(set.union(*sides))
+
+
+def test_a_corpus_directory_without_its_manifest_is_refused_before_any_work(tmp_path):
+    (tmp_path / "run" / "corpus").mkdir(parents=True)
+    (tmp_path / "run" / "corpus" / "mine.txt").write_text("keep me")
+    with pytest.raises(InputError, match="holds files but no corpus.json"):
+        ingest.main(["--run_dir", str(tmp_path / "run"), "--source", "digits"])
+
+
+def test_a_cut_npz_and_a_bare_npy_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", vectors=np.eye(60), labels=np.arange(60))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-300])
+    np.save(tmp_path / "bare.npy", np.eye(3))
+    for name in ("cut.npz", "bare.npy"):
+        with pytest.raises(InputError, match=f"{name}: .*plain arrays"):
+            ingest.main(["--run_dir", str(tmp_path / "run"), "--source", f"arrays:{tmp_path / name}"])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import apache_beam as beam
 import numpy as np
@@ -143,21 +144,17 @@ def test_same_triplets_for_other_threads_and_items(mined, fresh_run, monkeypatch
     monkeypatch.setattr(mine, "ITEM_BLOCKS", 2)
     monkeypatch.setattr(mine, "CACHE_BYTES", 1)
     assert mine.main(["--run_dir", str(fresh_run), "--threads", "3"]) == 0
-    digests = [json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"] for run in (mined, fresh_run)]
-    assert digests[0] == digests[1]
+    assert digest_of(mined) == digest_of(fresh_run)
 
 
 def test_nearest_split_over_column_lists_is_the_same(fresh_run, tmp_path, monkeypatch, digits):
-    import shutil
-
     other = shutil.copytree(digits, tmp_path / "other")
     arguments = ["--pick", "nearest", "--negatives", "semi-hard,hard"]
     assert mine.main(["--run_dir", str(fresh_run), *arguments]) == 0
     monkeypatch.setattr(selection, "COLUMN_BLOCK", 100)
     monkeypatch.setattr(mine, "ITEM_COLUMNS", 3)
     assert mine.main(["--run_dir", str(other), *arguments]) == 0
-    digests = [json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"] for run in (other, fresh_run)]
-    assert digests[0] == digests[1]
+    assert digest_of(other) == digest_of(fresh_run)
 
 
 def test_the_command_speaks_plainly(fresh_run):
@@ -181,6 +178,8 @@ def test_the_command_speaks_plainly(fresh_run):
         (["--anchors", "0"], "anchors must be at least 1"),
         (["--class_pool", "1"], "a negative needs two"),
         (["--posetives", "2"], "unknown option --posetives"),
+        (["--posetives=2", "--runner=DirectRunner"], "unknown option --posetives"),
+        (["stray"], "unknown option stray"),
     ],
 )
 def test_wrong_options_are_refused(fresh_run, arguments, message):
@@ -299,3 +298,49 @@ def test_nearest_semi_hard_is_tensorflow_addons_choice_inside_the_margin(mined):
         else:
             assert (a, p) not in ours
     assert compared > 1000
+
+
+def digest_of(run):
+    return json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"]
+
+
+def test_what_an_interrupted_run_left_is_continued_or_cleared(mined, fresh_run):
+    """Embeddings are taken over if they are whole and made again if not; stray files go."""
+    rounds_dir = fresh_run / "rounds" / "0000"
+    shutil.copytree(mined / "rounds/0000/embeddings", rounds_dir / "embeddings")
+    [stored] = (rounds_dir / "embeddings").rglob("*.npy")
+    damaged = np.load(stored)
+    damaged[:100] = 0
+    np.save(stored, damaged)
+    stale = rounds_dir / "triplets" / "triplets-00007-of-00009.tfrecord"
+    stale.parent.mkdir()
+    stale.write_bytes(b"half")
+    (rounds_dir / "embeddings" / ".left.1.ab.tmp.npy").write_bytes(b"half")
+    (rounds_dir / "work" / "another").mkdir(parents=True)
+    assert mine.main(["--run_dir", str(fresh_run)]) == 0
+    assert digest_of(fresh_run) == digest_of(mined)
+    assert not stale.exists() and not (rounds_dir / "work").exists()
+    assert not list(fresh_run.rglob(".*tmp*"))
+    assert records.main(["verify", str(fresh_run)]) == 0
+    (rounds_dir / "found.npz").write_bytes(b"PK half")
+    assert mine._read_found(rounds_dir / "found.npz") is None
+
+
+def test_ctrl_c_in_a_worker_is_ctrl_c(fresh_run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mine.WritePacks, "process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mine.main(["--run_dir", str(fresh_run)])
+    monkeypatch.undo()
+    assert not records.manifest_path(fresh_run, 0).exists()
+    assert mine.main(["--run_dir", str(fresh_run)]) == 0
+
+
+def test_a_round_without_any_triplet_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", vectors=np.eye(4), labels=[0, 1, 2, 3])
+    run, shares = tmp_path / "run", ["--validation_share", "0", "--eval_share", "0"]
+    assert ingest.main(["--run_dir", str(run), "--source", f"arrays:{tmp_path / 'a.npz'}", *shares]) == 0
+    with pytest.raises(InputError, match="0 of the classes to train on have two rows"):
+        train.main(["--run_dir", str(run), "--init"])

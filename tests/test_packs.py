@@ -58,7 +58,7 @@ def test_each_triplet_is_in_one_pack_that_fits(seed, count, classes, size, pack_
             assert len(more) + np.maximum(min(packs.FILL, size) - sizes, 0).sum() > pack_rows
 
 
-@pytest.mark.parametrize("pack_rows", [0, 2, 4, 7])
+@pytest.mark.parametrize("pack_rows", [0, 2, 4, 7, 5000])
 def test_wrong_pack_rows_are_refused(pack_rows):
     with pytest.raises(ValueError, match="pack_rows"):
         packs.check_pack_rows(pack_rows)

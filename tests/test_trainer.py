@@ -1,6 +1,7 @@
 """Losses against NumPy, batches against the packs they come from, training and rounds end to end."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -115,8 +116,6 @@ def test_two_rounds_each_mined_with_the_checkpoint_that_the_last_one_trained(fre
 
 
 def test_training_makes_retrieval_better_and_stops_when_done(mined, tmp_path, capsys):
-    import shutil
-
     run = shutil.copytree(mined, tmp_path / "run")
     done = command("trainer.train", "--run_dir", run)
     assert done.returncode == 0, done.stderr
@@ -160,8 +159,6 @@ def test_fresh_triplets_are_counted_in_training_mode_and_nothing_moves(mined, ne
 
 
 def test_ones_own_network_by_import_path(digits, tmp_path):
-    import shutil
-
     run = shutil.copytree(digits, tmp_path / "run")
     shutil.rmtree(run / "rounds")
     assert train.main(["--run_dir", str(run), "--init", "--model", "test_trainer:dropout_network"]) == 0
@@ -171,10 +168,6 @@ def test_ones_own_network_by_import_path(digits, tmp_path):
         models.by_path("test_trainer:nothing")
     with pytest.raises(InputError, match="expected a function"):
         models.by_path("test_trainer:READER_OF_NOTHING")
-    shutil.rmtree(run / "rounds")
-    assert train.main(["--run_dir", str(run), "--init", "--model", "test_trainer:unnormalised_network"]) == 0
-    with pytest.raises(InputError, match="not L2-normalised"):
-        mine.main(["--run_dir", str(run)])
 
 
 READER_OF_NOTHING = 3
@@ -212,6 +205,11 @@ def test_vectors_train_too(tmp_path):
         (["--online"], "round 0 is mined already"),
         (["--model", "a:b"], "--model goes with --init"),
         (["--learning_rate", "-1"], "--learning_rate must be above 0"),
+        (["--steps", "3"], "--steps does nothing here"),
+        (["--margin", "0.7"], "--margin does nothing here"),
+        (["--online", "--epochs", "2"], "--epochs does nothing here"),
+        (["--batch_rows", "100"], "less than a pack's 128 rows"),
+        (["--init", "--model", "a:b"], "is there already"),
     ],
 )
 def test_wrong_calls_of_the_trainer_are_refused(mined, arguments, message):
@@ -227,8 +225,6 @@ def test_nothing_to_train_and_no_corpus(fresh_run, tmp_path):
 
 
 def test_another_checkpoint_than_the_round_was_mined_with_is_refused(mined, tmp_path):
-    import shutil
-
     run = shutil.copytree(mined, tmp_path / "run")
     path = records.checkpoint_path(run, 0)
     model = records.load_checkpoint(path)
@@ -244,8 +240,6 @@ def test_another_checkpoint_than_the_round_was_mined_with_is_refused(mined, tmp_
 
 
 def test_a_broken_triplet_shard_is_refused(mined, tmp_path):
-    import shutil
-
     run = shutil.copytree(mined, tmp_path / "run")
     [shard] = (run / "rounds/0000/triplets").glob("*.tfrecord")
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -301,3 +295,59 @@ def test_the_trainer_never_imports_beam_and_the_miner_never_the_trainer():
     ):
         done = subprocess.run([sys.executable, "-c", code.format(module, absent)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def two_outputs(shape):
+    inputs = keras.Input(shape)
+    flat = keras.layers.Flatten()(inputs)
+    return keras.Model(inputs, [keras.layers.Dense(4)(flat), keras.layers.Dense(4)(flat)])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("json:dumps", "returned a str"),
+        ("test_trainer:two_outputs", r"expected \[batch, dim\]"),
+        ("test_trainer:unnormalised_network", "not L2-normalised"),
+        ("trainer.models:dense", "the network gives"),
+    ],
+)
+def test_a_network_that_cannot_be_mined_with_is_refused_at_once(digits, tmp_path, model, message):
+    run = shutil.copytree(digits, tmp_path / "run")
+    shutil.rmtree(run / "rounds")
+    with pytest.raises(InputError, match=message):
+        train.main(["--run_dir", str(run), "--init", "--model", model])
+    assert not records.checkpoint_path(run, 0).exists()
+
+
+def test_a_damaged_optimizer_starts_anew(mined, tmp_path, capsys):
+    run = shutil.copytree(mined, tmp_path / "run")
+    (records.checkpoint_path(run, 0).parent / "optimizer.npz").write_bytes(b"PK half")
+    assert train.main(["--run_dir", str(run)]) == 0
+    assert "starts anew" in capsys.readouterr().out
+
+
+def test_a_damaged_corpus_is_refused_by_warm_up_and_evaluation(digits, tmp_path):
+    run = shutil.copytree(digits, tmp_path / "run")
+    for name in ("train", "eval"):
+        [path] = (run / "corpus").glob(f"{name}-*.index.npy")
+        path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="train-.*index.npy is not what"):
+        train.main(["--run_dir", str(run), "--online", "--steps", "2"])
+    with pytest.raises(InputError, match="eval-.*index.npy is not what"):
+        evaluate.main(["--run_dir", str(run)])
+
+
+def test_wrong_calls_of_rounds_and_evaluate_are_refused(digits):
+    with pytest.raises(InputError, match="--mine"):
+        rounds.main(["--run_dir", str(digits), "--mine", "'--margin"])
+    with pytest.raises(InputError, match="--rounds must be at least 1"):
+        rounds.main(["--run_dir", str(digits), "--rounds", "0"])
+    with pytest.raises(InputError, match="round 7 has no checkpoint"):
+        evaluate.main(["--run_dir", str(digits), "--round", "7"])
+
+
+def test_untrained_statistics_have_seen_the_corpus(digits):
+    """Without that, an untrained network's embeddings all but coincide in inference mode, and round 0 mines noise."""
+    corpus = records.open_corpus(digits)
+    assert evaluate.evaluate(digits, 0, corpus, "validation")["mean_distance"] > 0.15

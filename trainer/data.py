@@ -23,7 +23,7 @@ def triplet_batches(
       batch_rows: how many images a batch holds at most; a pack is never cut.
     Returns:
       A tf.data.Dataset of dicts. inputs: float32 [rows, *input_shape]; triplets: int32 [t, 3], positions in
-      inputs of anchor, positive, negative; scope: int64 [t].
+      inputs of anchor, positive, negative.
     """
     features = manifest["features"]
     name, spec = next(iter(features.items()))
@@ -34,7 +34,7 @@ def triplet_batches(
     packs = packs.shuffle(1024 if manifest["pack_rows"] < 8 else 64, seed=seed)
     packs = packs.batch(max(1, batch_rows // manifest["pack_rows"]))
 
-    integers = ("row", "anchor", "positive", "negative", "scope")
+    integers = ("row", "anchor", "positive", "negative")
     schema = {key: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for key in integers}
     kind = tf.string if spec["kind"] == "image" else tf.float32
     schema[name] = tf.io.RaggedFeature(kind, row_splits_dtype=tf.int64)
@@ -49,7 +49,6 @@ def triplet_batches(
         return {
             "inputs": decode(features, pack[name].values, input_shape),
             "triplets": tf.cast(tf.stack(sides, axis=1), tf.int32),
-            "scope": pack["scope"].values,
         }
 
     return packs.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)

@@ -122,7 +122,10 @@ def main(argv: list[str]) -> int:
     if arguments.pixels:
         label = split.class_of(np.arange(split.rows))
         rows["payload itself"] = retrieval(pixels(corpus, split), label)
+    records.check_split(split)
     for number in arguments.round or [newest]:
+        if not records.checkpoint_path(arguments.run_dir, number).exists():
+            raise InputError(f"round {number} has no checkpoint; the newest is round {newest}'s")
         rows[f"round {number}"] = evaluate(arguments.run_dir, number, corpus, arguments.split)
     by = "unseen classes" if corpus.manifest["split_rule"]["by"] == "class" else "unseen examples"
     print(f"{arguments.split} split: {split.rows:,} rows of {len(split.labels):,} classes ({by})")

@@ -7,14 +7,16 @@ python -m trainer.train --run_dir D                     the newest mined round
 
 import argparse
 import math
+import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import records
-from pipeline.embed import network_input_shape
+from pipeline.embed import Embedder, network_input_shape
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
 from trainer import losses, models
@@ -30,7 +32,7 @@ FRESH_BATCHES = 8  # how many batches tell the active share before training
 def device_name() -> str:
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
-        return f"CPU ({tf.config.threading.get_inter_op_parallelism_threads() or 'all'} cores)"
+        return f"CPU ({os.cpu_count()} cores)"
     return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus)
 
 
@@ -44,16 +46,25 @@ def init(arguments: argparse.Namespace, corpus: Corpus) -> int:
     """Writes round 0's checkpoint with seeded weights."""
     path = records.checkpoint_path(arguments.run_dir, 0)
     if path.exists():
+        if arguments.model:
+            raise InputError(f"{path} is there already. Remove {path.parent} to choose another --model.")
         print(f"{path} is there already; nothing to do")
         return 0
     spec = next(iter(corpus.features.values()))
     build = models.by_path(arguments.model) if arguments.model else models.default_for(spec["kind"])
     keras.utils.set_random_seed(arguments.seed)
     model = build(models.example_shape(spec))
+    if not isinstance(model, keras.Model):
+        raise InputError(f"--model {arguments.model} returned a {type(model).__name__}, expected a keras.Model.")
     name = arguments.model or build.__name__
     shape = network_input_shape(model, corpus.features, name)
     settle_statistics(model, corpus, shape, arguments.seed)
     digest = save_checkpoint(model, path)
+    try:  # what cannot be mined with is better refused now
+        Embedder(path, corpus)(corpus.split("train").read(np.arange(1)))
+    except InputError:
+        path.unlink()
+        raise
     print(f"first checkpoint: {name}, {model.count_params():,} weights, seed {arguments.seed}")
     print(f"  {path} ({digest[:12]})   next: python -m pipeline.mine --run_dir {arguments.run_dir}")
     return 0
@@ -87,6 +98,7 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     path = records.checkpoint_path(arguments.run_dir, 0)
     if records.manifest_path(arguments.run_dir, 0).exists():
         raise InputError(f"round 0 is mined already, {path} must stay as it is. Warm up in a new --run_dir.")
+    records.check_split(corpus.split("train"))
     model = records.load_checkpoint(path)
     shape = network_input_shape(model, corpus.features, path)
     optimizer = keras.optimizers.Adam(arguments.learning_rate)
@@ -141,12 +153,16 @@ def restore_optimizer(optimizer: Any, model: Any, directory: Path, digest: str) 
     optimizer.build(model.trainable_variables)
     if not path.exists():
         return
-    with np.load(path, allow_pickle=False) as file:
-        if str(file["checkpoint"]) != digest:
-            print(f"  {path} belongs to another checkpoint; the optimizer starts anew")
-            return
-        for i, variable in enumerate(optimizer.variables):
-            variable.assign(file[f"{i:04d}"])
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        values = {"checkpoint": np.array("damaged")}
+    if str(values["checkpoint"]) != digest:
+        print(f"  {path} does not belong to this checkpoint; the optimizer starts anew")
+        return
+    for i, variable in enumerate(optimizer.variables):
+        variable.assign(values[f"{i:04d}"])
 
 
 def fresh_active_share(model: Any, batches: Any, margin: float) -> float:
@@ -178,8 +194,8 @@ def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
         return 0
     manifest = records.open_triplets(run_dir, number, corpus)
     triplet_dir = records.manifest_path(run_dir, number).parent
-    if not manifest["triplets"]:
-        raise InputError(f"{triplet_dir} holds no triplet: {manifest['skipped']}. Mine with a larger --margin.")
+    if arguments.batch_rows < manifest["pack_rows"]:
+        raise InputError(f"--batch_rows {arguments.batch_rows} is less than a pack's {manifest['pack_rows']} rows")
     source = records.checkpoint_path(run_dir, number)
     model = records.load_checkpoint(source)
     digest = records.checkpoint_digest(model)
@@ -265,18 +281,23 @@ def main(argv: list[str]) -> int:
     mode.add_argument("--online", action="store_true", help="warm up round 0's checkpoint on in-batch triplets")
     parser.add_argument("--model", help="with --init: package.module:function, see trainer/models.py")
     parser.add_argument("--steps", type=int, help="with --online (one pass over the train split)")
-    parser.add_argument("--margin", type=float, default=0.2, help="with --online; a mined round has its own (0.2)")
-    parser.add_argument("--epochs", type=int, default=1, help="passes over a mined round's packs (1)")
+    parser.add_argument("--margin", type=float, help="with --online; a mined round has its own (0.2)")
+    parser.add_argument("--epochs", type=int, help="passes over a mined round's packs (1)")
     parser.add_argument("--batch_rows", type=int, default=128, help="images a batch (128)")
     # On Omniglot small1, three rounds after a short warm-up ended at MAP@R .69 with 3e-3 and .71 with 1e-3.
     parser.add_argument("--learning_rate", type=float, help="of Adam, at its peak (0.001; 0.003 with --online)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    if arguments.learning_rate is None:
-        arguments.learning_rate = 3e-3 if arguments.online else 1e-3
     for name in ("steps", "margin", "epochs", "batch_rows", "learning_rate"):
         if getattr(arguments, name) is not None and getattr(arguments, name) <= 0:
             raise InputError(f"--{name} must be above 0; found {getattr(arguments, name)}")
+    for name, fits in (("steps", arguments.online), ("margin", arguments.online), ("epochs", not arguments.online)):
+        if getattr(arguments, name) is not None and (not fits or arguments.init):
+            raise InputError(f"--{name} does nothing here; --help says what it goes with")
+    arguments.margin = 0.2 if arguments.margin is None else arguments.margin
+    arguments.epochs = arguments.epochs or 1
+    if arguments.learning_rate is None:
+        arguments.learning_rate = 3e-3 if arguments.online else 1e-3
     if arguments.model and not arguments.init:
         raise InputError("--model goes with --init: later rounds take the network from their checkpoint")
     corpus = records.open_corpus(arguments.run_dir)
