@@ -347,6 +347,42 @@ class ChooseNegatives(_SelectionStep):
         yield beam.pvalue.TaggedOutput(self.COUNTS, counts)
 
 
+class Payload:
+    """The features that a pack carries, by row, kept between packs while they fit in CACHE_BYTES."""
+
+    def __init__(self, pool: Pool):
+        tf = records.import_tensorflow()
+        self.split = pool.split
+        self.schema = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", "label")}
+        if pool.split.grouped:
+            self.schema["group"] = tf.io.FixedLenFeature([], tf.string, default_value="")
+        for name, spec in pool.corpus.features.items():
+            shape, kind = (spec["shape"], tf.float32) if spec["kind"] == "vector" else ([], tf.string)
+            self.schema[name] = tf.io.FixedLenFeature(shape, kind)
+        self._kept: dict[int, tuple[Any, ...]] = {}
+        self._bytes = 0
+
+    def load(self, rows: np.ndarray) -> None:
+        """Reads the rows that are not here yet, in order of position."""
+        tf = records.import_tensorflow()
+        rows = np.unique(rows)
+        missing = np.array([row for row in rows.tolist() if row not in self._kept], np.int64)
+        if self._bytes + self.split.codes("length", missing).sum() > CACHE_BYTES:
+            self._kept, self._bytes, missing = {}, 0, rows
+        if len(missing):
+            examples = self.split.read(missing)
+            self._bytes += sum(map(len, examples))
+            parsed = tf.io.parse_example(tf.constant(examples), self.schema)
+            columns = [parsed[name].numpy() for name in self.schema]
+            self._kept.update(zip(missing.tolist(), zip(*columns, strict=True), strict=True))
+
+    def features(self, rows: np.ndarray) -> dict[str, Any]:
+        """Features of loaded rows: lists of bytes, or float32 [n, dim]."""
+        columns = zip(*(self._kept[row] for row in rows.tolist()), strict=True)
+        lists = dict(zip(self.schema, map(list, columns), strict=True))
+        return {name: values if isinstance(values[0], bytes) else np.stack(values) for name, values in lists.items()}
+
+
 class WritePacks(_Step):
     """(triplet shard, its Triplets in parts) -> manifest entry with counts: packs them, joins the payload."""
 
@@ -354,68 +390,45 @@ class WritePacks(_Step):
         super().__init__(job_)
         self.shards = shards
 
+    def setup(self) -> None:
+        super().setup()
+        self.payload = Payload(self.pool)
+
     def process(self, element: tuple[int, Any]) -> Iterator[tuple[int, dict[str, Any], dict[str, int]]]:
         number, parts = element
-        rule, split = self.job.rule, self.pool.split
+        rule, split, lone = self.job.rule, self.pool.split, self.job.pack_rows == packs.LONE
         triplets = Triplets.concatenate([Triplets.none(), *parts])
         triplets = triplets.take(packs.hash_order(rule, triplets))
-        rows, row_starts, triplet_starts = packs.assemble(
-            rule, triplets, split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative),
-            self.job.pack_rows, number,
-        )  # fmt: skip
-        counts: dict[str, int] = {
-            "packs": len(row_starts) - 1,
-            "rows": len(rows),
-            "pack_skipped": 0,
-            "pack_guarded": 0,
-        }
+        own, other = split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative)
+        rows, row_starts, starts = packs.assemble(rule, triplets, own, other, self.job.pack_rows, number)
+        counts = {"packs": len(row_starts) - 1, "rows": len(rows), "pack_skipped": 0, "pack_guarded": 0}
 
         def serialised() -> Iterator[bytes]:
-            sizes = split.codes("length", rows)
-            for first, last in packs.chunks(sizes, row_starts, PAYLOAD_BYTES):
+            for first, last in packs.chunks(split.codes("length", rows), row_starts, PAYLOAD_BYTES):
                 begin, end = row_starts[first], row_starts[last]
-                payload = _payload(split.read(rows[begin:end]), self.pool.corpus)
+                self.payload.load(rows[begin:end])
                 block, label = self.pool.block(rows[begin:end]), split.class_of(rows[begin:end])
                 for pack in range(first, last):
                     here = slice(row_starts[pack] - begin, row_starts[pack + 1] - begin)
-                    corpus = triplets.take(np.arange(triplet_starts[pack], triplet_starts[pack + 1]))
-                    if self.job.pack_rows == packs.LONE:
+                    corpus = triplets.take(slice(starts[pack], starts[pack + 1]))
+                    if lone:
                         chosen = packs.lone(corpus)
                     else:
-                        chosen, skipped = packs.fill_pack(
-                            rule,
-                            block.take(np.arange(here.start, here.stop)),
-                            label[here],
-                            corpus,
-                            f"{number}/{pack}",
-                        )
+                        name = f"{number}/{pack}"
+                        chosen, skipped = packs.fill_pack(rule, block.take(here), label[here], corpus, name)
                         counts["pack_skipped"] += skipped["skipped"]
                         counts["pack_guarded"] += skipped["guarded"]
                     for scope, kind in itertools.product(range(len(records.SCOPES)), range(len(selection.KINDS))):
                         name = f"{records.SCOPES[scope]}/{selection.KINDS[kind]}"
-                        here_of_it = (chosen["scope"] == scope) & (chosen["kind"] == kind)
-                        counts[name] = counts.get(name, 0) + int(here_of_it.sum())
-                    yield records.make_example(
-                        {"row": rows[begin:end][here], **{k: v[here] for k, v in payload.items()}, **chosen}
-                    )
+                        of_it = (chosen["scope"] == scope) & (chosen["kind"] == kind)
+                        counts[name] = counts.get(name, 0) + int(of_it.sum())
+                    row = block.row[here]
+                    yield records.make_example({"row": row, **self.payload.features(row), **chosen})
 
         path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
         with selection.one_blas_thread():
             entry = records.write_records(path, serialised())
         yield number, entry, counts
-
-
-def _payload(examples: list[bytes], corpus: Corpus) -> dict[str, Any]:
-    """The features of corpus records: lists of bytes, or an array, with one entry per record."""
-    tf = records.import_tensorflow()
-    schema = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", "label")}
-    if corpus.manifest["grouped"]:
-        schema["group"] = tf.io.FixedLenFeature([], tf.string, default_value="")
-    for name, spec in corpus.features.items():
-        is_vector = spec["kind"] == "vector"
-        schema[name] = tf.io.FixedLenFeature(spec["shape"] if is_vector else [], tf.float32 if is_vector else tf.string)
-    parsed = {name: column.numpy() for name, column in tf.io.parse_example(tf.constant(examples), schema).items()}
-    return {name: column if column.dtype == np.float32 else column.tolist() for name, column in parsed.items()}
 
 
 def _sum_counts(counts: Any) -> dict[str, int]:

@@ -176,7 +176,7 @@ class Triplets:
     def __len__(self) -> int:
         return len(self.anchor)
 
-    def take(self, where: np.ndarray) -> "Triplets":
+    def take(self, where: np.ndarray | slice) -> "Triplets":
         return Triplets(**{name: column[where] for name, column in vars(self).items()})
 
     @staticmethod

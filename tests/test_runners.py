@@ -1,0 +1,108 @@
+"""The same triplets whatever runs the job."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import command
+
+from pipeline import ingest, mine, records
+from trainer import train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """10,000 vectors: three corpus shards, three column blocks, five work items, three triplet shards."""
+    directory = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(100), 100)
+    vectors = rng.standard_normal((100, 16))[labels] + rng.standard_normal((10_000, 16))
+    np.savez(directory / "v.npz", vectors=vectors, labels=labels)
+    run = directory / "run"
+    shares = ["--validation_share", "0", "--eval_share", "0"]
+    assert ingest.main(["--run_dir", str(run), "--source", f"arrays:{directory / 'v.npz'}", *shares]) == 0
+    assert train.main(["--run_dir", str(run), "--online", "--steps", "30"]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected(corpus, tmp_path_factory):
+    """(digest of the in-process runner's triplets, its shards) by pick."""
+    digests = {}
+    for pick in ("random", "nearest"):
+        run = shutil.copytree(corpus, tmp_path_factory.mktemp("inprocess") / "run")
+        assert mine.main(["--run_dir", str(run), "--pick", pick]) == 0
+        manifest = json.loads(records.manifest_path(run, 0).read_text())
+        assert len(manifest["shards"]) == 3
+        digests[pick] = manifest["triplet_digest"]
+    return digests
+
+
+@pytest.fixture(scope="module")
+def job_service():
+    """Beam's local job service on a port of its own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    module = "apache_beam.runners.portability.local_job_service_main"
+    service = subprocess.Popen(
+        [sys.executable, "-m", module, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", port)) == 0:
+                break
+        assert service.poll() is None and time.monotonic() < deadline, "the job service did not start"
+        time.sleep(0.1)
+    yield port
+    service.terminate()
+    service.wait()
+
+
+def digest(run, *arguments):
+    done = command("pipeline.mine", "--run_dir", run, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"]
+
+
+@pytest.mark.parametrize("pick", ["random", "nearest"])
+def test_two_worker_processes(corpus, expected, tmp_path, pick):
+    run = shutil.copytree(corpus, tmp_path / "run")
+    two = ["--direct_num_workers", "2", "--direct_running_mode", "multi_processing"]
+    assert digest(run, "--pick", pick, "--runner=FnApiRunner", *two) == expected[pick]
+
+
+def test_portable_runner_with_workers_in_processes_of_their_own(corpus, expected, tmp_path, job_service):
+    run = shutil.copytree(corpus, tmp_path / "run")
+    portable = [
+        "--runner=PortableRunner",
+        f"--job_endpoint=localhost:{job_service}",
+        "--environment_type=beam:env:harness_subprocess_python:v1",
+        f"--environment_config={sys.executable} -m apache_beam.runners.worker.sdk_worker_main",
+    ]
+    assert digest(run, *portable) == expected["random"]
+
+
+@pytest.mark.parametrize("after", ["embeddings", "work", "triplets"])
+def test_a_killed_run_continues_to_the_same_triplets(corpus, expected, tmp_path, after):
+    """kill -9 as soon as a stage has left its first file."""
+    run = shutil.copytree(corpus, tmp_path / "run")
+    call = [sys.executable, "-m", "pipeline.mine", "--run_dir", str(run)]
+    killed = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    patterns = {"embeddings": "embeddings/*/*.npy", "work": "work/*/found/*.npz", "triplets": "triplets/*.tfrecord"}
+    while killed.poll() is None and not list((run / "rounds/0000").glob(patterns[after])):
+        os.sched_yield()
+    killed.kill()
+    killed.wait()
+    assert not records.manifest_path(run, 0).exists() or after == "triplets"
+    assert digest(run) == expected["random"]
+    assert not list(run.rglob(".*tmp*")) and not (run / "rounds/0000/work").exists()
