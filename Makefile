@@ -4,7 +4,7 @@ SOURCE ?= digits
 ROUNDS ?= 3
 ARGS ?=
 FASHION_MNIST ?= runs/fashion-mnist
-OMNIGLOT ?= $(firstword $(wildcard ../shared/data/images_background_small1.zip))
+OMNIGLOT ?=
 PYTHON ?= python3.11
 PY := .venv/bin/python
 
