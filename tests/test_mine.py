@@ -338,7 +338,14 @@ def test_ctrl_c_in_a_worker_is_ctrl_c(fresh_run, monkeypatch):
     assert mine.main(["--run_dir", str(fresh_run)]) == 0
 
 
-def test_a_round_without_any_triplet_is_refused(tmp_path):
+def test_a_round_without_any_triplet_is_refused(fresh_run):
+    """A band narrower than the grid holds nothing."""
+    with pytest.raises(InputError, match="round 0 has no triplet, out of 1258 pairs"):
+        mine.main(["--run_dir", str(fresh_run), "--margin", "1e-9"])
+    assert not records.manifest_path(fresh_run, 0).exists()
+
+
+def test_classes_of_one_row_are_refused_by_init(tmp_path):
     np.savez(tmp_path / "a.npz", vectors=np.eye(4), labels=[0, 1, 2, 3])
     run, shares = tmp_path / "run", ["--validation_share", "0", "--eval_share", "0"]
     assert ingest.main(["--run_dir", str(run), "--source", f"arrays:{tmp_path / 'a.npz'}", *shares]) == 0
