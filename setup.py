@@ -14,6 +14,7 @@ setup(
         "pillow>=10",
         "rich>=13",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         "tensorboard>=2.18",
         "tensorflow>=2.18,<2.22",
         "threadpoolctl>=3.5",
@@ -21,6 +22,6 @@ setup(
     extras_require={
         "bench": ["faiss-cpu>=1.9"],
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
-        "test": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "ruff>=0.8", "scipy>=1.11", "tfrecord>=1.14.6"],
+        "test": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "ruff>=0.8", "tfrecord>=1.14.6"],
     },
 )

@@ -22,6 +22,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  the BLAS of numba's np.dot: loaded here, so that it is limited too
 from threadpoolctl import ThreadpoolController
 
 _blas = ThreadpoolController().select(user_api="blas")
@@ -31,6 +32,7 @@ GRID = 2048.0  # stored embeddings are multiples of 1 / GRID
 ANCHOR_BLOCK = 256  # anchors that share an order of visiting column blocks: part of what `random` means
 COLUMN_BLOCK = 4096  # rows dealt to one column block on average: part of what `random` means too
 TILE = (512, 512)  # anchors x columns of one matrix product: only speed
+TASK = 2048  # anchors that a thread takes at a time: only speed
 NONE = np.iinfo(np.int64).max  # "no row": larger than every row, so that ties to the lower row just work
 
 _compile = numba.njit(nogil=True, cache=True)
@@ -490,6 +492,30 @@ def _keep_nearest(bits, rows, lo, hi, best, best_row):
 
 
 @_compile
+def _scan_nearest(anchors, columns, rows, tile, own, skip, guard, slots):
+    """All tiles of some anchors against a column block, without the GIL: between tiles, threads do not meet."""
+    skip_i, skip_j = skip
+    lo, free, guarded = guard
+    slot_lo, slot_hi, best, best_row = slots
+    scratch = np.empty(tile[0] * tile[1], np.float32)
+    for start in range(0, len(anchors), tile[0]):
+        end = min(start + tile[0], len(anchors))
+        first, last = np.searchsorted(skip_i, start), np.searchsorted(skip_i, end)
+        for offset in range(0, len(columns), tile[1]):
+            width = min(tile[1], len(columns) - offset)
+            scores = scratch[: (end - start) * width].reshape(end - start, width)
+            np.dot(anchors[start:end], columns[offset : offset + width].T, scores)
+            _leave_out(
+                scores, own[start:end], skip_i[first:last] - start, skip_j[first:last], offset,
+                lo[start:end], free[start:end], guarded[start:end],
+            )  # fmt: skip
+            _keep_nearest(
+                scores.view(np.int32), rows[offset : offset + width],
+                slot_lo[start:end], slot_hi[start:end], best[start:end], best_row[start:end],
+            )  # fmt: skip
+
+
+@_compile
 def _count_between(scores, lo, hi):
     count = 0
     for j in range(len(scores)):
@@ -543,9 +569,11 @@ def _same(codes: np.ndarray | None, column_codes: np.ndarray | None) -> tuple[np
 
 
 def _forbidden(anchors: Block, columns: Block) -> tuple[np.ndarray, np.ndarray]:
-    """The (i, j) that guards by identity leave out: the anchor's group, and copies of the anchor's payload."""
+    """The (i, j) that guards by identity leave out, i ascending: the anchor's group and copies of its payload."""
     by_content, by_group = _same(anchors.content, columns.content), _same(anchors.group, columns.group)
-    return np.concatenate([by_content[0], by_group[0]]), np.concatenate([by_content[1], by_group[1]])
+    i, j = np.concatenate([by_content[0], by_group[0]]), np.concatenate([by_content[1], by_group[1]])
+    order = np.argsort(i, kind="stable")
+    return i[order], j[order]
 
 
 def _qualifying_bounds(rule: Rule, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -574,18 +602,16 @@ def scan_nearest(rule: Rule, pairs: Pairs, columns: Iterable[Block], threads: in
     found = Found.nothing(pairs)
     bounds = _qualifying_bounds(rule, pairs)
     lo, hi, best = _ordered(pairs.lo), _ordered(pairs.hi), _ordered(found.similarity)
-    starts = range(0, len(pairs.anchors.row), TILE[0])
+    embedding = np.ascontiguousarray(pairs.anchors.embedding)
+    starts = range(0, len(embedding), TASK)
 
     def scan(start: int, block: Block) -> None:
-        cut = slice(start, start + TILE[0])
+        cut = slice(start, start + TASK)
         anchors = pairs.anchors.take(cut)
         own, skip = np.searchsorted(block.row, pairs.own[cut]), _forbidden(anchors, block)
         guard = bounds[0][cut], bounds[1][cut], found.guarded[cut]
         slots = lo[cut], hi[cut], best[cut], found.row[cut]
-        for offset in range(0, len(block.row), TILE[1]):
-            scores = _product(anchors.embedding, block.embedding[offset : offset + TILE[1]])
-            _leave_out(scores, own, *skip, offset, *guard)
-            _keep_nearest(scores.view(np.int32), block.row[offset:], *slots)
+        _scan_nearest(embedding[cut], block.embedding, block.row, TILE, own, skip, guard, slots)
 
     with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
         for block in columns:

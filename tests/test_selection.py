@@ -148,6 +148,7 @@ def test_nearest_is_the_same_for_any_tiles_threads_and_order_of_merging(data, ru
     parts = [block.take(slice(k * len(label) // 4, (k + 1) * len(label) // 4)) for k in range(4)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "TILE", (7, tile))
+        patch.setattr(selection, "TASK", 17)
         merged = Found.nothing(pairs)
         for k in order:
             merged = selection.merge(selection.scan_nearest(rule, pairs, [parts[k]], threads), merged)
