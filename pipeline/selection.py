@@ -32,7 +32,7 @@ GRID = 2048.0  # stored embeddings are multiples of 1 / GRID
 ANCHOR_BLOCK = 256  # anchors that share an order of visiting column blocks: part of what `random` means
 COLUMN_BLOCK = 4096  # rows dealt to one column block on average: part of what `random` means too
 TILE = (512, 512)  # anchors x columns of one matrix product: only speed
-TASK = 2048  # anchors that a thread takes at a time: only speed
+TASK = 2048  # anchors that a thread takes at a time, or an equal share if they are fewer: only speed
 NONE = np.iinfo(np.int64).max  # "no row": larger than every row, so that ties to the lower row just work
 
 _compile = numba.njit(nogil=True, cache=True)
@@ -603,10 +603,11 @@ def scan_nearest(rule: Rule, pairs: Pairs, columns: Iterable[Block], threads: in
     bounds = _qualifying_bounds(rule, pairs)
     lo, hi, best = _ordered(pairs.lo), _ordered(pairs.hi), _ordered(found.similarity)
     embedding = np.ascontiguousarray(pairs.anchors.embedding)
-    starts = range(0, len(embedding), TASK)
+    task = max(1, min(TASK, -(-len(embedding) // threads)))
+    starts = range(0, len(embedding), task)
 
     def scan(start: int, block: Block) -> None:
-        cut = slice(start, start + TASK)
+        cut = slice(start, start + task)
         anchors = pairs.anchors.take(cut)
         own, skip = np.searchsorted(block.row, pairs.own[cut]), _forbidden(anchors, block)
         guard = bounds[0][cut], bounds[1][cut], found.guarded[cut]
