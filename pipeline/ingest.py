@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import job, records
+from pipeline import command, job, records
 from pipeline.records import InputError
 from pipeline.selection import draw_key
 from pipeline.sources import SOURCES, Example, Rejected, open_source
@@ -247,10 +247,21 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
         )
 
     keys, rejected = order_keys(staging, len(parts))
+    shape: list[int | None] = []
+    if len(keys):
+        shape, keys, misshapen = common_shape(keys, kind)
+        rejected += misshapen
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)
+    records.write_atomically(new / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
     if not len(keys):
         raise InputError(f"{arguments.source} holds no example; {len(rejected)} were rejected: {rejected[:3]}")
-    shape, keys, misshapen = common_shape(keys, kind)
-    rejected += misshapen
+    share = len(rejected) / (len(rejected) + len(keys))
+    if share > arguments.max_rejected:
+        raise InputError(
+            f"{arguments.source}: {len(rejected)} examples of {len(rejected) + len(keys)} are rejected, {share:.1%}, "
+            f"--max_rejected is {arguments.max_rejected:.1%}. The first: {rejected[0]}; all are in "
+            f"{new / 'rejected.jsonl'}. Mend the source, or raise --max_rejected."
+        )
     split, by = assign_splits(keys, arguments.validation_share, arguments.eval_share, arguments.seed)
     described = {s: describe_split(keys.filter(pa.array(split == n))) for n, s in enumerate(records.SPLITS)}
     manifest: dict[str, Any] = {
@@ -268,9 +279,6 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
     if manifest["splits"]["train"]["rows"] == 0:
         raise InputError(f"{arguments.source}: no example is left for the train split. Lower the held-out shares.")
     shards = [shard for s, (split_keys, _) in described.items() for shard in cut_shards(s, split_keys, staging)]
-
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)
-    records.write_atomically(new / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
 
     def commit(entries: list[tuple[str, int, dict[str, Any]]]) -> None:
         for s, _, entry in sorted(entries, key=lambda e: e[:2]):
@@ -323,13 +331,24 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--validation_share", type=float, default=0.1, help="held out for choices (0.1)")
     parser.add_argument("--eval_share", type=float, default=0.2, help="held out for reports (0.2)")
     parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    parser.add_argument("--max_rejected", type=float, default=0.1, help="share of bad examples that is too much (0.1)")
+    command.add_options(parser)
     arguments, rest = parser.parse_known_args(argv)
+    command.begin(arguments)
     for name in ("validation_share", "eval_share"):
         if not 0 <= getattr(arguments, name) < 1:
             raise InputError(f"--{name} must be in [0, 1); found {getattr(arguments, name)}")
     if arguments.validation_share + arguments.eval_share >= 1:
         raise InputError("--validation_share and --eval_share leave nothing to train on")
+    if not 0 <= arguments.max_rejected <= 1:
+        raise InputError(f"--max_rejected must be in [0, 1]; found {arguments.max_rejected}")
     options = job.beam_options(rest)
+    with command.hold(arguments.run_dir, "ingest"):
+        return ingest_once(arguments, options)
+
+
+def ingest_once(arguments: argparse.Namespace, options: Any) -> int:
+    """Ingests, unless the run directory has that corpus; refuses if it has another."""
     there = arguments.run_dir / "corpus" / "corpus.json"
     if there.exists():
         manifest = records.read_json(there, records.CORPUS_FORMAT)
@@ -339,16 +358,24 @@ def main(argv: list[str]) -> int:
         held = {"source": manifest["source"], **{name: rule[name] for name in names}}
         if asked != held:
             raise InputError(f"{there.parent} already holds {held}, asked for {asked}. Use another --run_dir.")
+        command.note(**facts(manifest))
         print(f"already ingested; nothing to do\n{summary(manifest, arguments.run_dir)}")
         return 0
     if there.parent.exists() and any(there.parent.iterdir()):
         raise InputError(f"{there.parent} holds files but no corpus.json. Remove it, or use another --run_dir.")
-    print(summary(ingest(arguments, options), arguments.run_dir))
+    manifest = ingest(arguments, options)
+    command.note(**facts(manifest))
+    print(summary(manifest, arguments.run_dir))
     return 0
+
+
+def facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    rows = {split: entry["rows"] for split, entry in manifest["splits"].items()}
+    return {"corpus_fingerprint": manifest["fingerprint"], "rows": rows, "rejected": manifest["rejected"]}
 
 
 if __name__ == "__main__":
     # Imported under its own name, so that workers can unpickle what is defined here.
     from pipeline.ingest import main as imported_main
 
-    records.run(imported_main)
+    command.run(imported_main)

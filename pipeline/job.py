@@ -11,9 +11,11 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline import command
 from pipeline.records import InputError
 
 JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know
+_DISK_ERROR = re.compile(r"(?:OSError|PermissionError|FileNotFoundError): (.*?)(?: \[while running|\n|$)", re.DOTALL)
 _WORKER_ERROR = re.compile(r"InputError: (.*?)(?: \[while running|\n|$)", re.DOTALL)
 
 
@@ -38,8 +40,11 @@ def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> None
     # What goes wrong comes back as the exception below; Beam would print it a first time, in fifty lines.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
-        with beam.Pipeline(options=options) as pipeline:
-            graph(pipeline)
+        pipeline = beam.Pipeline(options=options)
+        graph(pipeline)
+        result = pipeline.run()
+        with command.at_stop(result.cancel):  # on an engine the job would go on without us
+            result.wait_until_finish()
     except Exception as error:
         # Runners add the step to a worker's error, or hand it over as text inside an error of their own.
         match = _WORKER_ERROR.search(f"{type(error).__name__}: {error}")
@@ -47,6 +52,9 @@ def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> None
             raise KeyboardInterrupt from None
         if match:
             raise InputError(match[1].strip()) from None
+        refused = _DISK_ERROR.search(f"{type(error).__name__}: {error}")
+        if refused:
+            raise OSError(refused[1].strip()) from None
         raise
 
 
@@ -79,7 +87,7 @@ def progress(*stages: tuple[str, int, Callable[[], int]]) -> Iterator[None]:
                         bars.start_task(task)
                     bars.update(task, completed=count)
                     if not console.is_terminal and count not in (plain[i], 0):
-                        console.print(f"{name}: {count} of {total}")
+                        command.log.info("%s: %d of %d", name, count, total)
                         plain[i] = count
 
         thread = threading.Thread(target=watch, daemon=True)

@@ -12,8 +12,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -27,7 +25,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.utils import shared
 
-from pipeline import job, packs, records, selection
+from pipeline import command, job, packs, records, selection
 from pipeline.embed import Embedder
 from pipeline.records import Corpus, InputError, Split
 from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
@@ -551,8 +549,6 @@ def clear_leftovers(job_: Job) -> None:
     for other in (job_.directory / "work").glob("*"):
         if other != job_.work:
             shutil.rmtree(other)
-    for temporary in job_.directory.rglob(".*.tmp*"):
-        temporary.unlink()
 
 
 def mine(job_: Job, options: Any) -> dict[str, Any]:
@@ -634,17 +630,27 @@ def main(argv: list[str]) -> int:
     work.add_argument("--class_pool", type=int, help="this round embeds and sees this many classes (all)")
     work.add_argument("--pack_rows", type=int, default=128, help="rows a record holds; 3: lone triplets (128)")
     work.add_argument("--threads", type=int, default=os.cpu_count(), help="of the scan, per worker (all cores)")
+    command.add_options(parser)
     arguments, rest = parser.parse_known_args(argv)
+    command.begin(arguments)
     options = job.beam_options(rest)
     run_dir = arguments.run_dir
     corpus = records.open_corpus(run_dir)
     number = records.newest_round(run_dir, records.checkpoint_path)
     if number is None:
         # The trainer chooses the network; this package never imports it.
-        done = subprocess.run([sys.executable, "-m", "trainer.train", "--run_dir", str(run_dir), "--init"])
-        if done.returncode:
-            return done.returncode
-        number = 0
+        code = command.call("trainer.train", "--run_dir", run_dir, "--init")
+        if code:
+            return code
+    with command.hold(run_dir, "mine"):
+        return mine_newest(arguments, options, corpus)
+
+
+def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> int:
+    """Mines the newest checkpoint's round, unless it is mined."""
+    run_dir = arguments.run_dir
+    number = records.newest_round(run_dir, records.checkpoint_path)
+    assert number is not None, "main has seen to a first checkpoint"
     try:
         rule = Rule(
             shares=parse_shares(arguments.negatives), round=number,
@@ -661,8 +667,15 @@ def main(argv: list[str]) -> int:
         raise InputError(str(error)) from None
     if records.manifest_path(run_dir, number).exists():
         return already_mined(job_, corpus)
-    print(summary(mine(job_, options), run_dir))
+    manifest = mine(job_, options)
+    command.note(**facts(manifest))
+    print(summary(manifest, run_dir))
     return 0
+
+
+def facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What `--summary_json` gets of a mined round."""
+    return {name: manifest[name] for name in ("round", "triplets", "packs", "counts", "skipped", "triplet_digest")}
 
 
 def already_mined(job_: Job, corpus: Corpus) -> int:
@@ -680,6 +693,7 @@ def already_mined(job_: Job, corpus: Corpus) -> int:
                 f"{directory} to mine it again."
             )
     shutil.rmtree(job_.directory / "work", ignore_errors=True)  # if the run that mined was killed just then
+    command.note(**facts(manifest))
     print(f"round {job_.round} is mined already; nothing to do")
     print(summary(manifest, job_.run_dir))
     return 0
@@ -689,4 +703,4 @@ if __name__ == "__main__":
     # Imported under its own name, so that workers can unpickle what is defined here.
     from pipeline.mine import main as imported_main
 
-    records.run(imported_main)
+    command.run(imported_main)

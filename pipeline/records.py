@@ -37,22 +37,6 @@ class InputError(Exception):
     """Something a user gave is wrong. The message says what was found, where, and what to do."""
 
 
-def run(main: Callable[[list[str]], int]) -> None:
-    """Runs a command. Exit codes: 4 for a refused input, 1 for what the disk refuses, 130 for Ctrl-C; one line each."""
-    try:
-        code = main(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 4
-    except OSError as error:
-        print(f"error: {error}. What was finished is kept; mend it and run the same command again.", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
-        code = 130
-    sys.exit(code)
-
-
 def import_tensorflow() -> Any:
     """TensorFlow, imported without its start-up lines: some come before its own log level counts.
 
@@ -79,12 +63,17 @@ def import_tensorflow() -> Any:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Any:
-    """Lets `write` fill a temporary file beside `path`, then renames it: readers see all of it or nothing."""
+    """Lets `write` fill a temporary file beside `path`, then renames it: readers see all of it or nothing.
+
+    The bytes are on the disk before the name is, so that a power failure cannot leave a name without them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: Keras and NumPy look at it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.{os.urandom(4).hex()}.tmp{path.suffix}")
     try:
         result = write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -142,10 +131,13 @@ def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
 
     def write(temporary: Path) -> tuple[int, int, str]:
         count = 0
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
-            for record in records:
-                writer.write(record)
-                count += 1
+        try:
+            with tf.io.TFRecordWriter(str(temporary)) as writer:
+                for record in records:
+                    writer.write(record)
+                    count += 1
+        except tf.errors.OpError as error:
+            raise OSError(f"{path}: {error.message}") from None
         return count, temporary.stat().st_size, sha256_of_file(temporary)
 
     count, size, checksum = write_atomically(path, write)
@@ -528,4 +520,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    # Imported under their own names: this file as a program has an InputError of its own.
+    from pipeline.command import run
+    from pipeline.records import main as imported_main
+
+    run(imported_main)

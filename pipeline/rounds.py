@@ -5,19 +5,26 @@ python -m pipeline.rounds --run_dir runs/digits --rounds 3
 
 import argparse
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
-from pipeline import records
+from pipeline import command, records
 from pipeline.records import InputError
 
 
+class StepFailed(Exception):
+    """A step ended with this exit code, and has said why."""
+
+
 def run_step(module: str, run_dir: Path, *arguments: str) -> None:
-    """Runs one of our commands. Its own words are its error message; this one stops with its exit code."""
-    done = subprocess.run([sys.executable, "-m", module, "--run_dir", str(run_dir), *arguments])
-    if done.returncode:
-        sys.exit(done.returncode)
+    """Runs one of our commands. Its own words are its error message; this one stops with its exit code.
+
+    Raises:
+      StepFailed
+    """
+    code = command.call(module, "--run_dir", run_dir, *arguments)
+    if code:
+        command.note(failed=module)
+        raise StepFailed(code)
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +36,16 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--mine", default="", metavar="FLAGS", help="for pipeline.mine: --mine='--pick nearest'")
     parser.add_argument("--train", default="", metavar="FLAGS", help="for trainer.train: --train='--epochs 2'")
+    command.add_options(parser)
     arguments = parser.parse_args(argv)
+    command.begin(arguments)
+    try:
+        return mine_and_train(arguments)
+    except StepFailed as failed:
+        return int(failed.args[0])
+
+
+def mine_and_train(arguments: argparse.Namespace) -> int:
     run_dir = arguments.run_dir
     for name, least in (("rounds", 1), ("warmup_steps", 0)):
         value = getattr(arguments, name)
@@ -60,4 +76,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    records.run(main)
+    command.run(main)

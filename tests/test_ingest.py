@@ -156,7 +156,10 @@ def test_what_does_not_decode_is_rejected_and_counted(tmp_path):
     whole = (folder / "0.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[:50])
     (source / "stray.png").write_bytes(whole)
-    corpus = ingested(tmp_path / "run", f"images:{source}")
+    with pytest.raises(InputError, match=r"4 examples of 12 are rejected, 33.3%.*--max_rejected is 10.0%"):
+        ingested(tmp_path / "run", f"images:{source}")
+    assert not (tmp_path / "run" / "corpus").exists()
+    corpus = ingested(tmp_path / "run", f"images:{source}", "--max_rejected", "0.4")
     reasons = {e["source"]: e["reason"] for e in map(json.loads, open(tmp_path / "run/corpus/rejected.jsonl"))}
     assert corpus.manifest["rejected"] == 4
     assert reasons["alphabet/class0/empty.png"] == "the file is empty"

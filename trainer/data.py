@@ -14,13 +14,19 @@ tf = import_tensorflow()
 
 
 def triplet_batches(
-    directory: Path, manifest: dict[str, Any], input_shape: tuple[int, ...], batch_rows: int, seed: int
+    directory: Path,
+    manifest: dict[str, Any],
+    input_shape: tuple[int, ...],
+    batch_rows: int,
+    seed: int,
+    first_batch: int = 0,
 ) -> Any:
     """One epoch of a round's packs, in an order drawn from `seed`.
 
     Args:
       directory: holds the shards that `manifest` (triplets.json) lists.
       batch_rows: how many images a batch holds at most; a pack is never cut.
+      first_batch: how many batches of the epoch to leave out at its start.
     Returns:
       A tf.data.Dataset of dicts. inputs: float32 [rows, *input_shape]; triplets: int32 [t, 3], positions in
       inputs of anchor, positive, negative.
@@ -32,7 +38,7 @@ def triplet_batches(
     packs = tf.data.Dataset.from_tensor_slices([paths[i] for i in order])
     packs = packs.interleave(tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=4, deterministic=True)
     packs = packs.shuffle(1024 if manifest["pack_rows"] < 8 else 64, seed=seed)
-    packs = packs.batch(max(1, batch_rows // manifest["pack_rows"]))
+    packs = packs.batch(max(1, batch_rows // manifest["pack_rows"])).skip(first_batch)
 
     integers = ("row", "anchor", "positive", "negative")
     schema = {key: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for key in integers}
@@ -66,12 +72,18 @@ def usable_classes(corpus: Corpus) -> np.ndarray:
 
 
 def online_batches(
-    corpus: Corpus, input_shape: tuple[int, ...], classes: int, rows_per_class: int, steps: int, seed: int
+    corpus: Corpus,
+    input_shape: tuple[int, ...],
+    classes: int,
+    rows_per_class: int,
+    steps: int,
+    seed: int,
+    first_step: int = 0,
 ) -> Any:
-    """Batches of P classes x K rows, drawn anew for each step from the train split.
+    """Batches of P classes x K rows, drawn anew for each step from the train split; those before first_step left out.
 
     Returns:
-      A tf.data.Dataset of `steps` pairs: float32 [P * K, *input_shape] and labels int64 [P * K].
+      A tf.data.Dataset of `steps` - `first_step` pairs: float32 [P * K, *input_shape] and labels int64 [P * K].
     """
     split = corpus.split("train")
     sizes = np.diff(split.first_rows)
@@ -80,12 +92,13 @@ def online_batches(
 
     def draw() -> Iterator[tuple[list[bytes], np.ndarray]]:
         rng = np.random.default_rng(int(draw_key(seed, 0, "online")))
-        for _ in range(steps):
+        for step in range(steps):
             labels = np.repeat(rng.choice(usable, classes, replace=False), rows_per_class)
             rows = np.concatenate(
                 [_some(rng, split.first_rows, sizes, c, rows_per_class) for c in labels[::rows_per_class]]
             )
-            yield split.read(rows), labels
+            if step >= first_step:
+                yield split.read(rows), labels
 
     signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
     drawn = tf.data.Dataset.from_generator(draw, output_signature=signature)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import records
+from pipeline import command, records
 from pipeline.embed import Embedder, decode_records
 from pipeline.records import Corpus, InputError, Split, import_tensorflow
 from pipeline.selection import to_grid
@@ -110,7 +110,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--round", type=int, nargs="+", help="whose checkpoints (the newest)")
     parser.add_argument("--split", choices=records.SPLITS, default="eval")
     parser.add_argument("--pixels", action="store_true", help="also the payload itself, by cosine")
+    command.add_options(parser)
     arguments = parser.parse_args(argv)
+    command.begin(arguments)
     corpus = records.open_corpus(arguments.run_dir)
     split = corpus.split(arguments.split)
     if not split.rows:
@@ -130,8 +132,9 @@ def main(argv: list[str]) -> int:
     by = "unseen classes" if corpus.manifest["split_rule"]["by"] == "class" else "unseen examples"
     print(f"{arguments.split} split: {split.rows:,} rows of {len(split.labels):,} classes ({by})")
     print(table(rows))
+    command.note(split=arguments.split, evaluation=rows)
     return 0
 
 
 if __name__ == "__main__":
-    records.run(main)
+    command.run(main)

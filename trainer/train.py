@@ -8,24 +8,26 @@ python -m trainer.train --run_dir D                     the newest mined round
 import argparse
 import math
 import os
+import tempfile
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import records
+from pipeline import command, records
 from pipeline.embed import Embedder, network_input_shape
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
 from trainer import losses, models
 from trainer.data import online_batches, triplet_batches, usable_classes
+from trainer.state import Resumable, restore_optimizer, save_optimizer
 
 tf = import_tensorflow()
 import keras  # noqa: E402
 
 SETTLING_BATCHES = 40
+WARMUP_FORMAT = "triplet-miner-warmup/1"
 FRESH_BATCHES = 8  # how many batches tell the active share before training
 
 
@@ -42,14 +44,8 @@ def save_checkpoint(model: Any, path: Path) -> str:
     return records.checkpoint_digest(model)
 
 
-def init(arguments: argparse.Namespace, corpus: Corpus) -> int:
-    """Writes round 0's checkpoint with seeded weights."""
-    path = records.checkpoint_path(arguments.run_dir, 0)
-    if path.exists():
-        if arguments.model:
-            raise InputError(f"{path} is there already. Remove {path.parent} to choose another --model.")
-        print(f"{path} is there already; nothing to do")
-        return 0
+def first_model(arguments: argparse.Namespace, corpus: Corpus) -> Any:
+    """A network with seeded weights, checked to be one that can be mined with."""
     spec = next(iter(corpus.features.values()))
     build = models.by_path(arguments.model) if arguments.model else models.default_for(spec["kind"])
     keras.utils.set_random_seed(arguments.seed)
@@ -59,13 +55,23 @@ def init(arguments: argparse.Namespace, corpus: Corpus) -> int:
     name = arguments.model or build.__name__
     shape = network_input_shape(model, corpus.features, name)
     settle_statistics(model, corpus, shape, arguments.seed)
-    digest = save_checkpoint(model, path)
-    try:  # what cannot be mined with is better refused now
-        Embedder(path, corpus)(corpus.split("train").read(np.arange(1)))
-    except InputError:
-        path.unlink()
-        raise
+    with tempfile.TemporaryDirectory(dir=arguments.run_dir, prefix=".first.tmp") as scratch:
+        path = Path(scratch, "model.keras")
+        model.save(path)
+        Embedder(path, corpus)(corpus.split("train").read(np.arange(1)))  # better refused now than when mining
     print(f"first checkpoint: {name}, {model.count_params():,} weights, seed {arguments.seed}")
+    return model
+
+
+def init(arguments: argparse.Namespace, corpus: Corpus) -> int:
+    """Writes round 0's checkpoint with seeded weights."""
+    path = records.checkpoint_path(arguments.run_dir, 0)
+    if path.exists():
+        if arguments.model:
+            raise InputError(f"{path} is there already. Remove {path.parent} to choose another --model.")
+        print(f"{path} is there already; nothing to do")
+        return 0
+    digest = save_checkpoint(first_model(arguments, corpus), path)
     print(f"  {path} ({digest[:12]})   next: python -m pipeline.mine --run_dir {arguments.run_dir}")
     return 0
 
@@ -82,31 +88,50 @@ def settle_statistics(model: Any, corpus: Corpus, shape: tuple[int, ...], seed: 
         model(inputs, training=True)
 
 
-def progress_bar(total: int, label: str) -> Any:
+def progress_bar(total: int, label: str, done: int = 0) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn(label), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    progress.add_task(label, total=total)
+    progress.add_task(label, total=total, completed=done)
     return progress
 
 
 def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
-    """The warm-up: trains round 0's checkpoint on in-batch semi-hard triplets and replaces it."""
+    """The warm-up: trains round 0's checkpoint, or a new network, on in-batch semi-hard triplets."""
     path = records.checkpoint_path(arguments.run_dir, 0)
+    train_dir = records.round_dir(arguments.run_dir, 0) / "train"
     if records.manifest_path(arguments.run_dir, 0).exists():
         raise InputError(f"round 0 is mined already, {path} must stay as it is. Warm up in a new --run_dir.")
     records.check_split(corpus.split("train"))
-    model = records.load_checkpoint(path)
+    # Without a checkpoint none is written before the end: one that is there counts as warmed up.
+    model = records.load_checkpoint(path) if path.exists() else first_model(arguments, corpus)
     shape = network_input_shape(model, corpus.features, path)
-    optimizer = keras.optimizers.Adam(arguments.learning_rate)
-    keras.utils.set_random_seed(arguments.seed)
     classes = min(max(2, arguments.batch_rows // 4), len(usable_classes(corpus)))
     steps = arguments.steps or math.ceil(corpus.split("train").rows / (4 * classes))
+    key = {
+        "corpus": corpus.fingerprint, "steps": steps, "classes": classes, "margin": arguments.margin,
+        "learning_rate": arguments.learning_rate, "seed": arguments.seed,
+    }  # fmt: skip
+    digest = records.checkpoint_digest(model)
+    done_path = train_dir / "warmup.json"
+    if path.exists() and done_path.exists():
+        done = records.read_json(done_path, WARMUP_FORMAT)
+        if done["to"] == digest and done["key"] == key:
+            print(f"{path} is warmed up already; nothing to do\n  next: python -m pipeline.mine --run_dir "
+                  f"{arguments.run_dir}")  # fmt: skip
+            return 0
+    optimizer = keras.optimizers.Adam(arguments.learning_rate)
+    keras.utils.set_random_seed(arguments.seed)
+    progress: dict[str, Any] = {"losses": [], "seconds": 0.0}
+    state = Resumable(train_dir / "warmup.npz", [key, digest], model, optimizer, progress)
+    resumed = state.restore()
+    seen: list[float] = progress["losses"]
 
-    @tf.function(reduce_retracing=True)
+    # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
+    @tf.function(input_signature=[tf.TensorSpec([None, *shape]), tf.TensorSpec([None], tf.int64)])
     def step(inputs: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = losses.triplet_semihard_loss(labels, model(inputs, training=True), arguments.margin)
@@ -115,18 +140,29 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
         return loss
 
     print(f"warm-up on {device_name()}: {steps} steps of {classes} classes x 4 rows")
-    started = time.time()
-    seen: list[float] = []
-    with progress_bar(steps, "warm-up") as bar:
-        for batch in online_batches(corpus, shape, classes, 4, steps, arguments.seed):
+    if resumed:
+        print(f"  goes on at step {len(seen)}")
+    started = time.time() - progress["seconds"]
+    with progress_bar(steps, "warm-up", len(seen)) as bar, command.stops_itself() as asked_to_stop:
+        for batch in online_batches(corpus, shape, classes, 4, steps, arguments.seed, first_step=len(seen)):
             optimizer.learning_rate = decayed(arguments.learning_rate, len(seen) / steps)
             seen.append(float(step(*batch)))
             bar.advance(bar.task_ids[0])
+            progress["seconds"] = time.time() - started
+            if asked_to_stop():
+                state.save()
+                command.stop()
+            state.save_when_due()
     if not np.isfinite(seen).all():
-        raise InputError(f"the loss became {seen[-1]}; {path} is left as it was. Lower --learning_rate.")
-    save_optimizer(optimizer, path.parent, records.checkpoint_digest(model))
+        state.forget()
+        raise InputError(f"the loss became {seen[-1]}; no checkpoint was written. Lower --learning_rate.")
+    to = records.checkpoint_digest(model)
+    save_optimizer(optimizer, path.parent, to)
+    records.write_json(done_path, {"format": WARMUP_FORMAT, "to": to, "key": key})
     save_checkpoint(model, path)
+    state.forget()
     tail = max(1, len(seen) // 10)
+    command.note(steps=steps, checkpoint_digest=to)
     print(f"  loss {np.mean(seen[:tail]):.4f} to {np.mean(seen[-tail:]):.4f} in {time.time() - started:.0f} s")
     print(f"  {path}   next: python -m pipeline.mine --run_dir {arguments.run_dir}")
     return 0
@@ -138,31 +174,6 @@ def decayed(learning_rate: float, progress: float) -> float:
     Loshchilov and Hutter, SGDR (https://arxiv.org/abs/1608.03983), a restart a round.
     """
     return learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
-
-
-def save_optimizer(optimizer: Any, directory: Path, digest: str) -> None:
-    """The optimizer's variables beside the checkpoint they belong to: rounds are too short to start Adam anew."""
-    values: dict[str, Any] = {f"{i:04d}": variable.numpy() for i, variable in enumerate(optimizer.variables)}
-    values["checkpoint"] = np.array(digest)
-    records.write_atomically(directory / "optimizer.npz", lambda path: np.savez(path, **values))
-
-
-def restore_optimizer(optimizer: Any, model: Any, directory: Path, digest: str) -> None:
-    """Takes up the state that `save_optimizer` left for the checkpoint with that digest, if it did."""
-    path = directory / "optimizer.npz"
-    optimizer.build(model.trainable_variables)
-    if not path.exists():
-        return
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            values = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        values = {"checkpoint": np.array("damaged")}
-    if str(values["checkpoint"]) != digest:
-        print(f"  {path} does not belong to this checkpoint; the optimizer starts anew")
-        return
-    for i, variable in enumerate(optimizer.variables):
-        variable.assign(values[f"{i:04d}"])
 
 
 def fresh_active_share(model: Any, batches: Any, margin: float) -> float:
@@ -209,9 +220,18 @@ def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
     optimizer = keras.optimizers.Adam(arguments.learning_rate)
     restore_optimizer(optimizer, model, source.parent, digest)
     keras.utils.set_random_seed(arguments.seed)
-    log = tf.summary.create_file_writer(str(records.round_dir(run_dir, number) / "train" / "logs"))
+    progress: dict[str, Any] = {
+        "step": 0, "rows": 0, "seconds": 0.0, "fresh": None,
+        "epochs": [], "batches": 0, "sums": [0.0] * 4, "triplets": 0,
+    }  # fmt: skip
+    names = ("epochs", "batch_rows", "learning_rate", "seed")
+    key = [manifest["triplet_digest"], digest, {name: getattr(arguments, name) for name in names}]
+    train_dir = records.round_dir(run_dir, number) / "train"
+    state = Resumable(train_dir / "state.npz", key, model, optimizer, progress)
+    resumed = state.restore()
+    log = tf.summary.create_file_writer(str(train_dir / "logs"))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[tf.TensorSpec([None, *shape]), tf.TensorSpec([None, 3], tf.int32)])  # as above
     def step(inputs: Any, triplets: Any) -> Any:
         with tf.GradientTape() as tape:
             d_ap, d_an = losses.triplet_distances(model(inputs, training=True), triplets)
@@ -221,52 +241,68 @@ def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
         active = tf.reduce_sum(tf.cast(margin + d_ap - d_an > 0, tf.float32))
         return tf.stack([loss, active, tf.reduce_sum(d_ap), tf.reduce_sum(d_an)])
 
-    def batches(epoch: int) -> Any:
+    def batches(epoch: int, first_batch: int = 0) -> Any:
         seed = int(draw_key(arguments.seed, number, f"epoch/{epoch}")) & 0x7FFFFFFF
-        return triplet_batches(triplet_dir, manifest, shape, arguments.batch_rows, seed)
+        return triplet_batches(triplet_dir, manifest, shape, arguments.batch_rows, seed, first_batch)
 
-    fresh = fresh_active_share(model, batches(0), margin)
-    steps = arguments.epochs * math.ceil(manifest["packs"] / max(1, arguments.batch_rows // manifest["pack_rows"]))
     print(
         f"training round {number} on {device_name()}: {manifest['triplets']:,} triplets in {manifest['packs']:,} packs"
     )
-    print(f"  active when mined: all; in training mode: {fresh:.0%}")
-    started, done, rows, epochs = time.time(), 0, 0, []
-    with progress_bar(steps, f"round {number}") as bar:
-        for epoch in range(arguments.epochs):
-            sums, triplets, losses_seen = np.zeros(3), 0, []
-            for batch in batches(epoch):
-                optimizer.learning_rate = decayed(arguments.learning_rate, done / steps)
-                values = step(batch["inputs"], batch["triplets"]).numpy()
-                sums += values[1:]
-                losses_seen.append(float(values[0]))
-                triplets += len(batch["triplets"])
-                rows += len(batch["inputs"])
-                done += 1
+    if progress["fresh"] is None:
+        progress["fresh"] = fresh_active_share(model, batches(0), margin)
+    print(f"  active when mined: all; in training mode: {progress['fresh']:.0%}")
+    if resumed:
+        print(f"  goes on at step {progress['step']}")
+    steps = arguments.epochs * math.ceil(manifest["packs"] / max(1, arguments.batch_rows // manifest["pack_rows"]))
+    started = time.time() - progress["seconds"]
+    with progress_bar(steps, f"round {number}", progress["step"]) as bar, command.stops_itself() as asked_to_stop:
+        for epoch in range(len(progress["epochs"]), arguments.epochs):
+            for batch in batches(epoch, progress["batches"]):
+                optimizer.learning_rate = decayed(arguments.learning_rate, progress["step"] / steps)
+                values = step(batch["inputs"], batch["triplets"]).numpy().astype(float)
+                progress["sums"] = [a + b for a, b in zip(progress["sums"], values.tolist(), strict=True)]
+                progress["triplets"] += len(batch["triplets"])
+                progress["rows"] += len(batch["inputs"])
+                progress["batches"] += 1
+                progress["step"] += 1
+                progress["seconds"] = time.time() - started
                 bar.advance(bar.task_ids[0])
-                with log.as_default(step=done):
+                with log.as_default(step=progress["step"]):
                     tf.summary.scalar("loss", values[0])
                     tf.summary.scalar("active_share", values[1] / len(batch["triplets"]))
-            active, d_ap, d_an = (float(value) for value in sums / triplets)
-            loss = float(np.mean(losses_seen))
-            if not np.isfinite(losses_seen).all():
+                if asked_to_stop():
+                    state.save()
+                    command.stop()
+                state.save_when_due()
+            loss = progress["sums"][0] / progress["batches"]
+            active, d_ap, d_an = (value / progress["triplets"] for value in progress["sums"][1:])
+            if not math.isfinite(loss):
+                state.forget()
                 raise InputError(
                     f"the loss became {loss} in epoch {epoch}; no checkpoint was written. Lower --learning_rate."
                 )
-            epochs.append({"loss": loss, "active_share": active, "d_ap": d_ap, "d_an": d_an, "triplets": triplets})
+            progress["epochs"].append(
+                {"loss": loss, "active_share": active, "d_ap": d_ap, "d_an": d_an, "triplets": progress["triplets"]}
+            )
+            progress |= {"batches": 0, "sums": [0.0] * 4, "triplets": 0}
             print(f"  epoch {epoch + 1}: loss {loss:.4f}, active {active:.0%}, d_ap {d_ap:.3f}, d_an {d_an:.3f}")
     log.close()
+    next_digest = records.checkpoint_digest(model)
     records.write_json(
-        records.round_dir(run_dir, number) / "train" / "metrics.json",
+        train_dir / "metrics.json",
         {
             "format": "triplet-miner-metrics/1", "round": number, "device": device_name(), "margin": margin,
-            "steps": done, "image_passes": rows, "fresh_active_share": fresh, "epochs": epochs,
-            "learning_rate": arguments.learning_rate, "seconds": round(time.time() - started, 2),
-            "checkpoint_digest": digest, "next_checkpoint_digest": records.checkpoint_digest(model),
+            "steps": progress["step"], "image_passes": progress["rows"], "fresh_active_share": progress["fresh"],
+            "epochs": progress["epochs"], "learning_rate": arguments.learning_rate,
+            "seconds": round(time.time() - started, 2),
+            "checkpoint_digest": digest, "next_checkpoint_digest": next_digest,
         },
     )  # fmt: skip
-    save_optimizer(optimizer, target.parent, records.checkpoint_digest(model))
+    save_optimizer(optimizer, target.parent, next_digest)
     save_checkpoint(model, target)
+    state.forget()
+    command.note(round=number, steps=progress["step"], loss=loss, checkpoint_digest=next_digest)
+    epochs, rows, done = progress["epochs"], progress["rows"], progress["step"]
     per_pass = sum(epoch["triplets"] for epoch in epochs) / rows
     print(f"  {done} steps, {rows:,} image passes, {per_pass:.2f} triplets each, {time.time() - started:.0f} s")
     print(f"  {target}   next: python -m pipeline.mine --run_dir {run_dir}")
@@ -287,7 +323,9 @@ def main(argv: list[str]) -> int:
     # On Omniglot small1, three rounds after a short warm-up ended at MAP@R .69 with 3e-3 and .71 with 1e-3.
     parser.add_argument("--learning_rate", type=float, help="of Adam, at its peak (0.001; 0.003 with --online)")
     parser.add_argument("--seed", type=int, default=0)
+    command.add_options(parser)
     arguments = parser.parse_args(argv)
+    command.begin(arguments)
     for name in ("steps", "margin", "epochs", "batch_rows", "learning_rate"):
         if getattr(arguments, name) is not None and getattr(arguments, name) <= 0:
             raise InputError(f"--{name} must be above 0; found {getattr(arguments, name)}")
@@ -301,14 +339,9 @@ def main(argv: list[str]) -> int:
     if arguments.model and not arguments.init:
         raise InputError("--model goes with --init: later rounds take the network from their checkpoint")
     corpus = records.open_corpus(arguments.run_dir)
-    if arguments.init:
-        return init(arguments, corpus)
-    if arguments.online:
-        if not records.checkpoint_path(arguments.run_dir, 0).exists():
-            init(arguments, corpus)
-        return online(arguments, corpus)
-    return train(arguments, corpus)
+    with command.hold(arguments.run_dir, "train"):
+        return (init if arguments.init else online if arguments.online else train)(arguments, corpus)
 
 
 if __name__ == "__main__":
-    records.run(main)
+    command.run(main)

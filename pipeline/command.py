@@ -1,0 +1,211 @@
+"""What every command shares: exit codes, the log, one at a time in a run directory, stopping in time, the summary.
+
+| exit code | meaning                                                     | a schedule should      |
+|-----------|-------------------------------------------------------------|------------------------|
+| 0         | done, or nothing to do                                      | go on                  |
+| 1         | the disk or the network refused, or a bug (see the log)     | retry, then tell       |
+| 2         | a wrong flag                                                | tell                   |
+| 3         | stopped before `--deadline`, progress kept                  | run the same again     |
+| 4         | refused input: the message names it                         | tell                   |
+| 5         | another process holds the run directory                     | leave it alone         |
+| 130, 143  | stopped by Ctrl-C or SIGTERM, progress kept                 | run the same again     |
+"""
+
+import argparse
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import InputError, write_json
+
+LEAD = 5.0  # seconds before `--deadline` in which a command stops
+SUMMARY_FORMAT = "triplet-miner-summary/1"
+
+log = logging.getLogger("triplet-miner")
+_facts: dict[str, Any] = {}  # for the summary
+_summary_json: Path | None = None
+_started = time.time()
+_at_stop: list[Callable[[], Any]] = []
+_signal: int | None = None  # the one that asked to stop
+_stops_itself = False
+
+
+class Locked(InputError):
+    """Another process works in the run directory."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("in a schedule")
+    group.add_argument("--summary_json", type=Path, metavar="FILE", help="write exit code, counts and times there")
+    group.add_argument(
+        "--deadline", metavar="TIME", help="stop before it with exit code 3, progress kept: 06:30, 2030-01-31T06:30"
+    )
+
+
+def begin(arguments: argparse.Namespace) -> None:
+    """Takes up the options of `add_options`."""
+    global _summary_json
+    _summary_json = arguments.summary_json
+    _facts.update(run_dir=str(arguments.run_dir))
+    if arguments.deadline:
+        signal.signal(signal.SIGALRM, _stop)
+        left = (parse_deadline(arguments.deadline, datetime.now().astimezone())).timestamp() - time.time() - LEAD
+        signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
+
+
+def parse_deadline(text: str, now: datetime) -> datetime:
+    """The next `HH:MM` in local time, or an ISO 8601 time; without an offset it is local."""
+    try:
+        if len(text) <= 5:
+            clock = datetime.strptime(text, "%H:%M")
+            then = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
+            return then if then > now else then + timedelta(days=1)
+        then = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"--deadline takes 06:30 or 2030-01-31T06:30:00+01:00; found {text!r}") from None
+    return then if then.tzinfo else then.replace(tzinfo=now.tzinfo)
+
+
+def note(**facts: Any) -> None:
+    """Adds to what `--summary_json` gets."""
+    _facts.update(facts)
+
+
+@contextmanager
+def hold(run_dir: Path, what: str) -> Iterator[None]:
+    """One process at a time in a run directory. The kernel frees a dead holder's lock.
+
+    Raises:
+      Locked: naming the holder.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise Locked(f"{run_dir} is held by {holder}. Wait until it is done, or stop it.") from None
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        file.write(f"{what}, process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+        file.flush()
+        for left in run_dir.rglob(".*.tmp*"):  # by a holder that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+@contextmanager
+def at_stop(action: Callable[[], Any]) -> Iterator[None]:
+    """While inside, `action` runs before a signal or the deadline ends this process."""
+    _at_stop.append(action)
+    try:
+        yield
+    finally:
+        _at_stop.remove(action)
+
+
+@contextmanager
+def stops_itself() -> Iterator[Callable[[], bool]]:
+    """For a loop that saves its state: inside, a stop is only noted. Ask the function, save, then call `stop`."""
+    global _stops_itself
+    _stops_itself = True
+    try:
+        yield lambda: _signal is not None
+    finally:
+        _stops_itself = False
+
+
+def stop() -> None:
+    """Ends the process as the signal that came asked for."""
+    assert _signal is not None
+    for action in reversed(_at_stop):
+        action()
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")  # the cursor, which a progress bar hides
+    at_deadline = _signal == signal.SIGALRM
+    code = 3 if at_deadline else 128 + _signal
+    why = "--deadline" if at_deadline else signal.Signals(_signal).name
+    log.warning("stopped by %s; what was finished is kept, the same command continues", why)
+    _finish(code, f"stopped by {why}")
+    sys.stdout.flush()
+    # Not sys.exit: Beam's threads would first finish what they work on. All files are written atomically.
+    os._exit(code)
+
+
+def _stop(number: int, frame: Any) -> None:
+    global _signal
+    _signal = number
+    if not _stops_itself:
+        stop()
+
+
+def call(module: str, *arguments: object) -> int:
+    """Runs one of our commands as a process. A stop is passed on to it. Returns its exit code."""
+    child = subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)])
+
+    def end() -> None:
+        child.terminate()
+        # Not child.wait: the handler interrupts the one below, which holds the lock that it takes.
+        with suppress(ChildProcessError):
+            os.waitpid(child.pid, 0)
+
+    with at_stop(end):
+        return child.wait()
+
+
+def _finish(code: int, message: str) -> None:
+    if _summary_json:
+        times = {"started": _started, "seconds": round(time.time() - _started, 2)}
+        summary = {"format": SUMMARY_FORMAT, "exit_code": code, "message": message, **times, **_facts}
+        try:
+            write_json(_summary_json, summary)
+        except OSError as error:
+            log.error("%s was not written: %s", _summary_json, error)
+
+
+class _Stderr(logging.Handler):
+    """Writes to what sys.stderr is at the time: a progress bar redirects it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Runs a command; one line for whatever ends it, with the exit codes above."""
+    handler = _Stderr()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    note(command=Path(sys.argv[0]).stem, arguments=sys.argv[1:])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    code, message = 1, ""
+    try:
+        code = main(sys.argv[1:])
+    except InputError as error:
+        code, message = (5 if isinstance(error, Locked) else 4), str(error)
+    except OSError as error:
+        message = f"{error}. What was finished is kept; mend it and run the same command again."
+    except Exception as error:
+        log.exception("this is a bug, or the runner's own failure")
+        message = f"{type(error).__name__}: {error}"
+    if message:
+        log.error("%s", message)
+    _finish(code, message)
+    sys.exit(code)
