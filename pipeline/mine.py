@@ -557,8 +557,8 @@ def mine(job_: Job, options: Any) -> dict[str, Any]:
     pool = Pool(job_)
     if len(pool.classes) < 2:
         raise InputError(
-            f"{pool.corpus.directory}: {len(pool.classes)} class takes part, a negative needs two. Raise --class_pool, "
-            f"or ingest a source with two classes or more into a new --run_dir."
+            f"{pool.corpus.directory}: classes that take part: {len(pool.classes)}; a negative needs two. Raise "
+            f"--class_pool, or ingest a source with two classes or more into a new --run_dir."
         )
     clear_leftovers(job_)
     anchors = draw_anchors(job_, pool)

@@ -437,7 +437,7 @@ BAD = {
         make=lambda r: _ingest(r, _arrays(r, vectors=np.empty((0, 4), np.float32), labels=np.empty(0, int))),
         says="holds no example",
     ),
-    "one class": Bad(make=lambda r: _mined_arrays(r, np.zeros(40, int)), says="1 class takes part"),
+    "one class": Bad(make=lambda r: _mined_arrays(r, np.zeros(40, int)), says="triplets need two"),
     "classes of one row": Bad(make=lambda r: _mined_arrays(r, np.arange(40)), says="two rows or more"),
     "100,000 classes of one row": Bad(
         make=lambda r: _mined_arrays(r, np.arange(100_000)), says="two rows or more"

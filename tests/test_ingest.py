@@ -170,7 +170,7 @@ def test_what_does_not_decode_is_rejected_and_counted(tmp_path):
 
 def test_a_repeated_id_is_rejected(tmp_path):
     np.savez(tmp_path / "a.npz", vectors=np.eye(6), labels=[0, 1] * 3, ids=list("abcdea"))
-    corpus = ingested(tmp_path / "run", f"arrays:{tmp_path / 'a.npz'}")
+    corpus = ingested(tmp_path / "run", f"arrays:{tmp_path / 'a.npz'}", "--max_rejected", ".2")
     assert corpus.manifest["rejected"] == 1
     assert "the id was there before" in (tmp_path / "run/corpus/rejected.jsonl").read_text()
 

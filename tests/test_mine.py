@@ -133,10 +133,13 @@ def test_packs_are_filled_and_full(mined):
 
 
 def test_mining_again_says_so_and_changes_nothing(mined, capsys):
-    before = {path: path.stat().st_mtime_ns for path in mined.rglob("*") if path.is_file()}
+    def times():
+        return {path: path.stat().st_mtime_ns for path in mined.rglob("[!.]*") if path.is_file()}
+
+    before = times()
     assert mine.main(["--run_dir", str(mined)]) == 0
     assert "mined already" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in mined.rglob("*") if path.is_file()}
+    assert before == times()
     with pytest.raises(InputError, match="mined already with margin 0.2, asked for 0.3"):
         mine.main(["--run_dir", str(mined), "--margin", "0.3"])
 
