@@ -9,7 +9,7 @@ PYTHON ?= python3.11
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock corpus warmup mine train rounds evaluate test test-all lint clean bench-selection
+.PHONY: help setup lock corpus warmup mine train rounds evaluate test test-all test-faults lint clean bench-selection
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ test: .venv/installed ## the tests but the slow ones
 
 test-all: .venv/installed ## every test
 	$(PY) -m pytest $(ARGS)
+
+test-faults: .venv/installed $(FASHION_MNIST) ## kill -9 at 54 instants, and every kind of bad input (under 30 minutes)
+	@$(PY) tests/faults.py --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .

@@ -4,9 +4,9 @@
 |-----------|-------------------------------------------------------------|------------------------|
 | 0         | done, or nothing to do                                      | go on                  |
 | 1         | the disk or the network refused, or a bug (see the log)     | retry, then tell       |
-| 2         | a wrong flag                                                | tell                   |
+| 2         | a flag is missing or malformed                              | tell                   |
 | 3         | stopped before `--deadline`, progress kept                  | run the same again     |
-| 4         | refused input: the message names it                         | tell                   |
+| 4         | an input or an option was refused: the message names it     | tell                   |
 | 5         | another process holds the run directory                     | leave it alone         |
 | 130, 143  | stopped by Ctrl-C or SIGTERM, progress kept                 | run the same again     |
 """

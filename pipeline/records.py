@@ -16,6 +16,7 @@ import os
 import struct
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Any:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     return result
 
@@ -405,6 +408,9 @@ def load_checkpoint(path: Path) -> Any:
 
     if not path.exists():
         raise InputError(f"{path} is missing. Make a first checkpoint: python -m trainer.train --run_dir ... --init")
+    if not zipfile.is_zipfile(path):
+        size = path.stat().st_size
+        raise InputError(f"{path} is not a Keras model: {size:,} bytes, no zip archive. Put the .keras file back.")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, OSError, KeyError) as error:

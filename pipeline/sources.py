@@ -6,6 +6,7 @@ A part is a small picklable value that names some of the source; a Beam worker r
 import functools
 import gzip
 import io
+import os
 import re
 import struct
 import zipfile
@@ -122,13 +123,13 @@ def _image_parts(directory: str) -> list[Any]:
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not files:
         raise InputError(f"images:{directory}: no {', '.join(IMAGE_SUFFIXES)} file in it or in its folders.")
-    names = [str(p.relative_to(root)) for p in files]
+    names = [os.fsencode(p.relative_to(root)) for p in files]  # as bytes: Beam's coders refuse what is not UTF-8
     return [(directory, names[i : i + 256]) for i in range(0, len(names), 256)]
 
 
-def _read_images(part: tuple[str, list[str]]) -> Iterator[Example | Rejected]:
+def _read_images(part: tuple[str, list[bytes]]) -> Iterator[Example | Rejected]:
     root, names = part
-    for name in names:
+    for name in map(os.fsdecode, names):
         path = Path(root, name)
         try:
             name.encode()

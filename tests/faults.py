@@ -3,7 +3,8 @@
     make test-faults
 
 Each kill is followed by the same command again; what it ends with is compared, byte for byte, with an undisturbed
-run. Instants are drawn by seed, uniformly over the stage's time in the undisturbed run.
+run. Instants are drawn by seed, uniformly over the stage's time in the undisturbed run, counted from the stage's
+first file.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def steps(source: str) -> dict[str, Step]:
         ),
         "warmup": Step(call=["-c", TRAIN, "--online", "--steps", "60"], stages={"warm-up": "rounds/0000/train"}),
         "mine": Step(
-            call=["-m", "pipeline.mine", "--negatives", "semi-hard:3,hard:1", "--positives", "2"],
+            call=["-m", "pipeline.mine", "--negatives", "semi-hard:3,hard:1", "--anchors", "4200"],
             stages={
                 "embed": "rounds/0000/embeddings/*",
                 "scan": "rounds/0000/work/*/columns",
@@ -116,20 +117,18 @@ def check_readable(run: Path) -> None:
             records.load_checkpoint(path)
 
 
-def undisturbed(step: Step, run: Path) -> dict[str, tuple[float, float]]:
-    """Runs a step; when each of its stages began and ended, in seconds since the process was started."""
+def undisturbed(step: Step, run: Path) -> dict[str, float]:
+    """Runs a step; how long each of its stages took, in seconds."""
     begun: dict[str, float] = {}
-    started = time.monotonic()
     process = step.start(run)
     while process.poll() is None:
         for name, pattern in step.stages.items():
             if name not in begun and any(run.glob(pattern)):
-                begun[name] = time.monotonic() - started
+                begun[name] = time.monotonic()
         time.sleep(0.005)
-    end = time.monotonic() - started
+    borders = [*begun.values(), time.monotonic()]
     assert process.returncode == 0, process.communicate()[0]
-    borders = [*begun.values(), end]
-    return {name: (borders[i], borders[i + 1]) for i, name in enumerate(begun)}
+    return {name: borders[i + 1] - borders[i] for i, name in enumerate(begun)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +142,12 @@ class Kill:
 
 
 def kill_and_resume(step_name: str, step: Step, before: Path, run: Path, stage: str, at: float, expected: str) -> Kill:
+    """Kills a step `at` seconds after the stage's first file, and runs it again."""
     shutil.copytree(before, run)
     files = sum(path.is_file() for path in run.rglob("*"))
     process = step.start(run)
+    while process.poll() is None and not any(run.glob(step.stages[stage])):
+        time.sleep(0.002)
     try:
         process.wait(at)
         was_done = True
@@ -175,7 +177,7 @@ def kill_and_resume(step_name: str, step: Step, before: Path, run: Path, stage: 
 def kills(source: str, scratch: Path, count: int, seed: int) -> list[Kill]:
     """`count` kills, spread over the stages, each resumed and compared. Prints a line each."""
     before: dict[str, Path] = {}
-    spans: dict[str, tuple[str, tuple[float, float]]] = {}
+    spans: dict[str, tuple[str, float]] = {}
     expected: dict[str, str] = {}
     run = scratch / "undisturbed"
     run.mkdir()
@@ -183,20 +185,20 @@ def kills(source: str, scratch: Path, count: int, seed: int) -> list[Kill]:
         before[name] = Path(shutil.copytree(run, scratch / f"before-{name}"))
         spans |= {stage: (name, span) for stage, span in undisturbed(step, run).items()}
         expected[name] = outcome(run, name)
-    for stage, (name, (begin, end)) in spans.items():
-        print(f"undisturbed {stage:<8} {begin:6.2f} to {end:6.2f} s of {name}", flush=True)
+    for stage, (name, seconds) in spans.items():
+        print(f"undisturbed {stage:<8} {seconds:6.2f} s of {name}", flush=True)
     rng = random.Random(seed)
     done = []
     for number in range(count):
         stage = list(spans)[number % len(spans)]
-        name, (begin, end) = spans[stage]
+        name, seconds = spans[stage]
         place = scratch / f"kill-{number}"
-        at = rng.uniform(begin, end)
+        at = rng.uniform(0, seconds)
         kill = kill_and_resume(name, steps(source)[name], before[name], place, stage, at, expected[name])
         shutil.rmtree(place)
         done.append(kill)
         what = "already done" if kill.was_done else f"{kill.left:3d} files left"
-        print(f"kill {number + 1:3d}  {stage:<8} at {at:6.2f} s  {what}  {kill.problem or 'same'}", flush=True)
+        print(f"kill {number + 1:3d}  {stage:<8} at {at:5.2f} s  {what}  {kill.problem or 'same'}", flush=True)
     return done
 
 
@@ -365,7 +367,8 @@ BAD = {
         says="was mined with",
     ),
     "checkpoint is no model": Bad(
-        make=_with(lambda r: ((r / CHECKPOINT).write_bytes(b"no model"), _remine(r)), _mine), says="not a Keras model"
+        make=_with(lambda r: ((r / CHECKPOINT).write_bytes(b"no model"), _remine(r)), _mine),
+        says="not a Keras model: 8 bytes",
     ),
     "NaN embeddings": Bad(make=_with(_spoil_model(float("nan")), _mine), says="NaN"),
     "zero embeddings": Bad(make=_with(_spoil_model(0.0), _mine), says="zero"),
@@ -445,7 +448,7 @@ BAD = {
     "disk full while ingesting": Bad(
         make=lambda r: _ingest(r, "digits"), says="mend it", code=1, limit=20_000
     ),
-    "disk full while mining": Bad(make=_with(_remine, _mine), says="mend it", code=1, limit=20_000),
+    "disk full while mining": Bad(make=_with(_remine, _mine), says="File too large: '", code=1, limit=20_000),
     "run directory cannot be made": Bad(
         make=lambda r: ["-m", "pipeline.ingest", "--run_dir", "/proc/run", "--source", "digits"], says="mend it", code=1
     ),
@@ -509,7 +512,7 @@ def try_bad(name: str, mined: Path, scratch: Path) -> tuple[bool, str]:
         right = right and path.exists() and len(path.read_text().splitlines()) == bad.rejected
     right = right and sorted(p for p in scratch.parent.iterdir()) == before  # nothing beside what it was given
     lines = [line for line in (done.stderr if done.returncode else done.stdout).strip().splitlines() if line.strip()]
-    line = next((line for line in lines if bad.says in line), lines[-1] if lines else "")
+    line = next((line for line in said.splitlines() if bad.says in line), lines[-1] if lines else "")
     return right, f"exit {done.returncode}: {line.replace(str(scratch), '')}"
 
 

@@ -92,6 +92,16 @@ def test_portable_runner_with_workers_in_processes_of_their_own(corpus, expected
     assert digest(run, *portable) == expected["random"]
 
 
+@pytest.mark.parametrize(("anchor_blocks", "columns"), [(1, 1), (8, 1), (3, 8)])
+def test_work_items_of_any_size(corpus, expected, tmp_path, monkeypatch, anchor_blocks, columns):
+    """`nearest` with its column blocks one, or eight, an item: merged to the same triplets."""
+    monkeypatch.setattr(mine, "ITEM_BLOCKS", anchor_blocks)
+    monkeypatch.setattr(mine, "ITEM_COLUMNS", columns)
+    run = shutil.copytree(corpus, tmp_path / "run")
+    assert mine.main(["--run_dir", str(run), "--pick", "nearest"]) == 0
+    assert json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"] == expected["nearest"]
+
+
 @pytest.mark.parametrize("after", ["embeddings", "work", "triplets"])
 def test_a_killed_run_continues_to_the_same_triplets(corpus, expected, tmp_path, after):
     """kill -9 as soon as a stage has left its first file."""
