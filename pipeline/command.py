@@ -39,6 +39,7 @@ _started = time.time()
 _at_stop: list[Callable[[], Any]] = []
 _signal: int | None = None  # the one that asked to stop
 _stops_itself = False
+_held = False
 
 
 class Locked(InputError):
@@ -82,13 +83,24 @@ def note(**facts: Any) -> None:
     _facts.update(facts)
 
 
-@contextmanager
-def hold(run_dir: Path, what: str) -> Iterator[None]:
-    """One process at a time in a run directory. The kernel frees a dead holder's lock.
+def held_by_parent() -> None:
+    """From here on `hold` does nothing: the process that started this one holds the run directory."""
+    global _held
+    _held = True
 
+
+@contextmanager
+def hold(run_dir: Path, what: str) -> Iterator[int]:
+    """One process, and those it starts, at a time in a run directory. The kernel frees a dead holder's lock.
+
+    Returns:
+      The lock's file descriptor: the lock is free when the last process that has it open is gone.
     Raises:
       Locked: naming the holder.
     """
+    if _held:
+        yield -1
+        return
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / ".lock", "a+", encoding="utf-8") as file:
         try:
@@ -104,7 +116,7 @@ def hold(run_dir: Path, what: str) -> Iterator[None]:
         for left in run_dir.rglob(".*.tmp*"):  # by a holder that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         try:
-            yield
+            yield file.fileno()
         finally:
             file.truncate(0)
 
@@ -185,19 +197,22 @@ class _Stderr(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
-def run(main: Callable[[list[str]], int]) -> None:
-    """Runs a command; one line for whatever ends it, with the exit codes above."""
+def listen() -> None:
+    """Sets up the log, and what signals do."""
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-    note(command=Path(sys.argv[0]).stem, arguments=sys.argv[1:])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+
+
+def once(main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Runs a command; one line for whatever ends it. Returns its exit code, of those above."""
     code, message = 1, ""
     try:
-        code = main(sys.argv[1:])
+        code = main(argv)
     except InputError as error:
         code, message = (5 if isinstance(error, Locked) else 4), str(error)
     except OSError as error:
@@ -208,4 +223,11 @@ def run(main: Callable[[list[str]], int]) -> None:
     if message:
         log.error("%s", message)
     _finish(code, message)
-    sys.exit(code)
+    return code
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Runs a command as this process."""
+    listen()
+    note(command=Path(sys.argv[0]).stem, arguments=sys.argv[1:])
+    sys.exit(once(main, sys.argv[1:]))

@@ -218,7 +218,8 @@ class EmbedShard(_Step):
         if not (path.exists() and checksum.exists() and checksum.read_text() == records.sha256_of_file(path)):
             embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
             rows = self.pool.shard_rows(number)
-            embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
+            with job.timed("embed"):
+                embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
             records.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
             text = records.sha256_of_file(path)
             records.write_atomically(checksum, lambda temporary: temporary.write_text(text))
@@ -291,11 +292,12 @@ class Scan(_SelectionStep):
         found = _read_found(path)
         if found is None:
             rule, pairs, threads = self.job.rule, self.pairs(item), self.job.threads
-            if rule.pick == "random":
-                found = selection.scan_random(rule, pairs, item.number * ITEM_BLOCKS, self.columns, blocks, threads)
-            else:
-                numbers = range(item.first_column, item.last_column)
-                found = selection.scan_nearest(rule, pairs, map(self.columns, numbers), threads)
+            with job.timed("scan"):
+                if rule.pick == "random":
+                    found = selection.scan_random(rule, pairs, item.number * ITEM_BLOCKS, self.columns, blocks, threads)
+                else:
+                    numbers = range(item.first_column, item.last_column)
+                    found = selection.scan_nearest(rule, pairs, map(self.columns, numbers), threads)
             save_arrays(path, **vars(found))
         yield item.number, (item, found)
 
@@ -400,8 +402,10 @@ class WritePacks(_Step):
         own, other = split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative)
         rows, row_starts, starts = packs.assemble(rule, triplets, own, other, self.job.pack_rows, number)
         counts = {"packs": len(row_starts) - 1, "rows": len(rows), "pack_skipped": 0, "pack_guarded": 0}
+        most = 0
 
         def serialised() -> Iterator[bytes]:
+            nonlocal most
             for first, last in packs.chunks(split.codes("length", rows), row_starts, PAYLOAD_BYTES):
                 begin, end = row_starts[first], row_starts[last]
                 self.payload.load(rows[begin:end])
@@ -420,13 +424,14 @@ class WritePacks(_Step):
                         name = f"{records.SCOPES[scope]}/{selection.KINDS[kind]}"
                         of_it = (chosen["scope"] == scope) & (chosen["kind"] == kind)
                         counts[name] = counts.get(name, 0) + int(of_it.sum())
+                    most = max(most, len(chosen["kind"]))
                     row = block.row[here]
                     yield records.make_example({"row": row, **self.payload.features(row), **chosen})
 
         path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
-        with selection.one_blas_thread():
+        with selection.one_blas_thread(), job.timed("write"):
             entry = records.write_records(path, serialised())
-        yield number, entry, counts
+        yield number, {**entry, "max_pack_triplets": most}, counts  # so that a trainer can pad to one shape
 
 
 def _sum_counts(counts: Any) -> dict[str, int]:
@@ -572,12 +577,16 @@ def mine(job_: Job, options: Any) -> dict[str, Any]:
         ("scan", len(items), lambda: job.count_files(job_.work / "found", ".npz")),
         ("write", shards, lambda: job.count_files(job_.directory / "triplets", ".tfrecord")),
     ):
-        job.run(options, lambda pipeline: graph(pipeline, job_, items, corpus_shards, shards))
+        worked = job.run(options, lambda pipeline: graph(pipeline, job_, items, corpus_shards, shards))
     shutil.rmtree(job_.directory / "work", ignore_errors=True)
     manifest = records.read_json(job_.directory / "triplets" / "triplets.json", records.TRIPLETS_FORMAT)
     records.write_json(
         job_.directory / "stats.json",
-        {"mining_seconds": round(time.time() - started, 2), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+        {
+            "mining_seconds": round(time.time() - started, 2),
+            "worker_seconds": {stage: milliseconds / 1000 for stage, milliseconds in worked.items()},
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
     )
     return manifest
 

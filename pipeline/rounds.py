@@ -1,36 +1,41 @@
-"""Mine and train in turn, from where the run directory stands, each in a process of its own.
+"""Mine and train in rounds, from where the run directory stands; keep the best checkpoint.
 
 python -m pipeline.rounds --run_dir runs/digits --rounds 3
+
+One process mines and one trains, and both stay alive: their start is paid once. In turn, each round is mined with
+the checkpoint that the last one trained. With --overlap they work side by side, as in ANCE
+(https://arxiv.org/abs/2007.00808): the trainer takes the newest mined round there is, the miner the newest
+checkpoint, and checkpoints that it does not get to are skipped. All that they tell each other is on disk.
 """
 
 import argparse
+import json
+import math
 import shlex
+import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 from pipeline import command, records
 from pipeline.records import InputError
+from pipeline.worker import Worker
+
+BEST_FORMAT = "triplet-miner-best/1"
+COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out
+YOUNG = 1  # rounds whose embeddings may still lie together
 
 
 class StepFailed(Exception):
     """A step ended with this exit code, and has said why."""
 
 
-def run_step(module: str, run_dir: Path, *arguments: str) -> None:
-    """Runs one of our commands. Its own words are its error message; this one stops with its exit code.
-
-    Raises:
-      StepFailed
-    """
-    code = command.call(module, "--run_dir", run_dir, *arguments)
-    if code:
-        command.note(failed=module)
-        raise StepFailed(code)
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.rounds", description=__doc__.splitlines()[0])
     parser.add_argument("--run_dir", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3, help="how many to mine and train (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="how many to train, at most (3)")
+    parser.add_argument("--patience", type=int, help="end after so many rounds without a better validation MAP@R")
+    parser.add_argument("--overlap", action="store_true", help="mine and train side by side")
     parser.add_argument(
         "--warmup_steps", type=int, help="in-batch steps before round 0 (one pass over the train split; 0: none)"
     )
@@ -39,15 +44,7 @@ def main(argv: list[str]) -> int:
     command.add_options(parser)
     arguments = parser.parse_args(argv)
     command.begin(arguments)
-    try:
-        return mine_and_train(arguments)
-    except StepFailed as failed:
-        return int(failed.args[0])
-
-
-def mine_and_train(arguments: argparse.Namespace) -> int:
-    run_dir = arguments.run_dir
-    for name, least in (("rounds", 1), ("warmup_steps", 0)):
+    for name, least in (("rounds", 1), ("patience", 1), ("warmup_steps", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}; found {value}")
@@ -57,22 +54,172 @@ def mine_and_train(arguments: argparse.Namespace) -> int:
             flags[name] = shlex.split(getattr(arguments, name))
         except ValueError as error:
             raise InputError(f"--{name} {getattr(arguments, name)!r}: {error}") from None
-    corpus = records.open_corpus(run_dir)
-    if records.newest_round(run_dir, records.checkpoint_path) is None and arguments.warmup_steps != 0:
-        steps = [] if arguments.warmup_steps is None else ["--steps", str(arguments.warmup_steps)]
-        run_step("trainer.train", run_dir, "--online", *steps)
-    mined = records.newest_round(run_dir, records.manifest_path)
-    first = 0 if mined is None else mined
-    if records.checkpoint_path(run_dir, first + 1).exists():
-        first += 1
-    for number in range(first, first + arguments.rounds):
-        if not records.manifest_path(run_dir, number).exists():
-            run_step("pipeline.mine", run_dir, *flags["mine"])
-        run_step("trainer.train", run_dir, *flags["train"])
-    if corpus.split("eval").rows:
-        numbers = [str(number) for number in range(first, first + arguments.rounds + 1)]
-        run_step("trainer.evaluate", run_dir, "--round", *numbers)
-    return 0
+    corpus = records.open_corpus(arguments.run_dir)
+    with command.hold(arguments.run_dir, "rounds") as lock:
+        miner = Worker("pipeline.mine", lock, quiet=arguments.overlap)
+        trainer = Worker("trainer.train", lock, quiet=arguments.overlap)
+        with command.at_stop(miner.end), command.at_stop(trainer.end):
+            try:
+                return Rounds(arguments, flags, corpus, miner, trainer).run()
+            except StepFailed as failed:
+                return int(failed.args[0])
+            finally:
+                miner.end()
+                trainer.end()
+
+
+class Rounds:
+    """A run of rounds. Its state is on disk; what is kept here can be read from there again."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, flags: dict[str, list[str]], corpus: records.Corpus, miner: Worker,
+        trainer: Worker,
+    ):  # fmt: skip
+        self.run_dir: Path = arguments.run_dir
+        self.arguments, self.flags, self.corpus, self.miner, self.trainer = arguments, flags, corpus, miner, trainer
+        self.validates = corpus.split("validation").rows > 0
+        self.changed = threading.Condition()  # a round was mined, or a checkpoint written, or mining failed
+        self.mining_failed = 0
+
+    def call(self, worker: Worker, module: str, *arguments: object) -> None:
+        """Raises StepFailed if the command fails; it has said why on stderr."""
+        code = worker.call(module, "--run_dir", self.run_dir, *arguments)
+        if code:
+            command.note(failed=module)
+            raise StepFailed(code)
+
+    def run(self) -> int:
+        if records.newest_round(self.run_dir, records.checkpoint_path) is None:
+            steps = self.arguments.warmup_steps
+            first = ["--init"] if steps == 0 else ["--online", *(["--steps", steps] if steps else [])]
+            self.call(self.trainer, "trainer.train", *first)
+        mined = records.newest_round(self.run_dir, records.manifest_path)
+        newest = records.newest_round(self.run_dir, records.checkpoint_path)
+        assert newest is not None, "there is a first checkpoint"
+        print(HEAD, flush=True)
+        first_round = newest if mined is None or newest > mined else mined
+        if self.arguments.overlap:
+            first_round = newest
+            threading.Thread(target=self.keep_mining, daemon=True).start()
+        for number in range(first_round, first_round + self.arguments.rounds):
+            if self.arguments.overlap:
+                self.wait_for_triplets()
+                self.call(self.trainer, "trainer.train", "--newest", *self.flags["train"])
+            else:
+                if not records.manifest_path(self.run_dir, number).exists():
+                    self.call(self.miner, "pipeline.mine", *self.flags["mine"])
+                self.call(self.trainer, "trainer.train", *self.flags["train"])
+            with self.changed:
+                self.changed.notify_all()
+            if self.validates:
+                self.call(self.trainer, "trainer.evaluate", "--round", number + 1, "--split", "validation")
+            print(self.line(number), flush=True)
+            self.stop_if_collapsed(number)
+            if self.validates and self.rounds_without_gain(number + 1) >= (self.arguments.patience or math.inf):
+                print(f"no better validation MAP@R for {self.arguments.patience} rounds: done")
+                break
+        print(f"best: {self.run_dir / 'best' / 'model.keras'}, {self.keep_best()}")
+        return 0
+
+    # ---- Side by side. ----
+
+    def keep_mining(self) -> None:
+        """Mines the newest checkpoint, again and again, until this process ends."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.newest_is_mined() is False)
+            try:
+                self.call(self.miner, "pipeline.mine", *self.flags["mine"])
+            except StepFailed as failed:
+                self.mining_failed = int(failed.args[0])
+            with self.changed:
+                self.changed.notify_all()
+            if self.mining_failed:
+                return
+
+    def newest_is_mined(self) -> bool:
+        newest = records.newest_round(self.run_dir, records.checkpoint_path) or 0
+        return records.manifest_path(self.run_dir, newest).exists()
+
+    def wait_for_triplets(self) -> None:
+        with self.changed:
+            self.changed.wait_for(
+                lambda: self.mining_failed or records.newest_round(self.run_dir, records.manifest_path) is not None
+            )
+        if self.mining_failed:
+            raise StepFailed(self.mining_failed)
+
+    # ---- What came of it. ----
+
+    def metrics(self, number: int) -> dict[str, Any]:
+        return _read(records.round_dir(self.run_dir, number) / "train" / "metrics.json")
+
+    def validation(self, number: int) -> dict[str, Any] | None:
+        """How a round's checkpoint does on the validation split, if that was asked."""
+        path = records.round_dir(self.run_dir, number) / "evaluation-validation.json"
+        return _read(path) if path.exists() else None
+
+    def line(self, number: int) -> str:
+        """One round as one line of the table."""
+        trained = self.metrics(number)
+        manifest = _read(records.manifest_path(self.run_dir, trained["mined_round"]))
+        stats = _read(records.round_dir(self.run_dir, trained["mined_round"]) / "stats.json")
+        kinds = {kind: sum(scope[kind] for scope in manifest["counts"].values()) for kind in manifest["kinds"]}
+        active = f"{trained['fresh_active_share']:.0%} to {trained['epochs'][-1]['active_share']:.0%}"
+        found = self.validation(number + 1)
+        quality = f"{found['recall_at_1']:.3f}  {found['map_at_r']:.3f}" if found else "    -      -"
+        return (
+            f"{number:>5}  {trained['mined_round']:>5}  {kinds['semi-hard']:>9,}  {kinds['hard']:>9,}  {active:>11}  "
+            f"{trained['epochs'][-1]['loss']:.4f}  {quality}  {stats['mining_seconds']:>6.1f}  "
+            f"{trained['seconds']:>8.1f}"
+        )
+
+    def history(self, last: int) -> dict[int, float]:
+        """Validation MAP@R by checkpoint, up to round `last`'s."""
+        found = {number: self.validation(number) for number in range(last + 1)}
+        return {number: value["map_at_r"] for number, value in found.items() if value}
+
+    def rounds_without_gain(self, last: int) -> int:
+        history = self.history(last)
+        return last - max(history, key=lambda number: (history[number], -number))
+
+    def keep_best(self) -> str:
+        """Copies the checkpoint with the highest validation MAP@R to best/. Returns what to say of it."""
+        newest = records.newest_round(self.run_dir, records.checkpoint_path) or 0
+        history = self.history(newest)
+        number = max(history, key=lambda n: (history[n], -n)) if history else newest
+        source = records.checkpoint_path(self.run_dir, number)
+        target = self.run_dir / "best" / "model.keras"
+        records.write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+        told = {"format": BEST_FORMAT, "round": number, "validation_map_at_r": history.get(number)}
+        records.write_json(target.with_name("best.json"), told)
+        command.note(best=told)
+        if not history:
+            return f"round {number}'s, the newest: there is no validation split to choose by"
+        return f"round {number}'s, validation MAP@R {history[number]:.3f}"
+
+    def stop_if_collapsed(self, number: int) -> None:
+        """Raises InputError when all embeddings lie together and the loss sits at the margin."""
+        trained, found = self.metrics(number), self.validation(number + 1)
+        if found is None or number < YOUNG:
+            return
+        norm = math.sqrt(max(0.0, 1 - found["mean_distance"] / 2))
+        loss = trained["epochs"][-1]["loss"]
+        if norm > COLLAPSED and loss > 0.9 * trained["margin"]:
+            raise InputError(
+                f"round {number}: the embedding has collapsed: its mean has norm {norm:.2f} and the loss {loss:.3f} "
+                f"sits at the margin {trained['margin']}. The best checkpoint is {self.keep_best()}. Lower "
+                f"--learning_rate, leave out hard negatives (--mine='--negatives semi-hard'), or warm up longer "
+                f"(--warmup_steps)."
+            )
+
+
+HEAD = "round  mined  semi-hard       hard       active    loss    R@1  MAP@R  mining  training  (validation; seconds)"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
 
 
 if __name__ == "__main__":

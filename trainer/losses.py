@@ -20,12 +20,48 @@ def triplet_distances(embeddings: Any, triplets: Any) -> tuple[Any, Any]:
     )
 
 
-def triplet_loss(d_ap: Any, d_an: Any, margin: float) -> Any:
-    """mean(max(0, margin + d_ap - d_an)), FaceNet equation 3 as a mean (https://arxiv.org/abs/1503.03832)."""
-    return tf.reduce_mean(tf.maximum(0.0, margin + d_ap - d_an))
+def _mean(values: Any, counted: Any) -> Any:
+    """The mean of values [t] over those with weight 1 in `counted`; 0 if there is none."""
+    return tf.math.divide_no_nan(tf.reduce_sum(values * counted), tf.reduce_sum(counted))
 
 
-def triplet_semihard_loss(labels: Any, embeddings: Any, margin: float) -> Any:
+def triplet_loss(d_ap: Any, d_an: Any, margin: float, valid: Any = None) -> Any:
+    """mean(max(0, margin + d_ap - d_an)), FaceNet equation 3 as a mean (https://arxiv.org/abs/1503.03832).
+
+    valid: float32 [t], here and below 0 for triplets that do not count, such as padding; None: all count.
+    """
+    losses = tf.maximum(0.0, margin + d_ap - d_an)
+    return _mean(losses, tf.ones_like(losses) if valid is None else valid)
+
+
+def active_triplet_loss(d_ap: Any, d_an: Any, margin: float, valid: Any = None) -> Any:
+    """The sum of max(0, margin + d_ap - d_an) over the number of triplets where it is above 0.
+
+    The mean over active triplets, as OpenFace takes it (https://github.com/cmusatyalab/openface, training/train.lua).
+    """
+    losses = tf.maximum(0.0, margin + d_ap - d_an)
+    active = tf.cast(losses > 0, tf.float32)
+    return _mean(losses, active if valid is None else active * valid)
+
+
+def contrastive_loss(d_ap: Any, d_an: Any, margin: float, valid: Any = None) -> Any:
+    """mean(d_ap / 2 + max(0, margin - sqrt(d_an))^2 / 2) over the two pairs that each triplet implies.
+
+    Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, equation 4, CVPR 2006. Its
+    margin is on plain distances, while d_ap and d_an are squared. The gradient at d_an = 0 is finite.
+    """
+    apart = tf.where(
+        d_an > 0, d_an, 1.0
+    )  # where on both sides: the gradient of the branch not taken must be finite too
+    distance = tf.where(d_an > 0, tf.sqrt(apart), 0.0)
+    losses = d_ap / 2 + tf.maximum(0.0, margin - distance) ** 2 / 2
+    return _mean(losses, tf.ones_like(losses) if valid is None else valid)
+
+
+LOSSES = {"triplet": triplet_loss, "active-triplet": active_triplet_loss, "contrastive": contrastive_loss}
+
+
+def triplet_semihard_loss(labels: Any, embeddings: Any, margin: float = 1.0) -> Any:
     """In-batch semi-hard triplet loss, with the meaning of TensorFlow Addons' `triplet_semihard_loss`.
 
     For each ordered pair of a label, the negative is the nearest row of another label with d_an > d_ap, else
@@ -35,18 +71,20 @@ def triplet_semihard_loss(labels: Any, embeddings: Any, margin: float) -> Any:
     Args:
       labels: int [n]. embeddings: float32 [n, dim], L2-normalised.
     Returns:
-      A float32 scalar. Memory O(n^2 * rows per label).
+      A float32 scalar. Memory O(n^2): each row's negatives are sorted once, and each of its positives finds its
+      place among them.
     """
     embeddings = tf.cast(embeddings, tf.float32)
+    n = tf.shape(embeddings)[0]
     distance = tf.maximum(0.0, 2.0 - 2.0 * tf.matmul(embeddings, embeddings, transpose_b=True))
     same = labels[:, None] == labels[None, :]
-    pairs = tf.where(same & ~tf.eye(tf.size(labels), dtype=tf.bool))  # [p, 2]
-    d_ap = tf.gather_nd(distance, pairs)[:, None]
-    d_an = tf.gather(distance, pairs[:, 0])  # [p, n]
-    other = ~tf.gather(same, pairs[:, 0])
-    beyond = other & (d_an > d_ap)
-    nearest = tf.reduce_min(tf.where(beyond, d_an, 8.0), axis=1)
-    farthest = tf.reduce_max(tf.where(other, d_an, 0.0), axis=1)
-    chosen = tf.where(tf.reduce_any(beyond, axis=1), nearest, farthest)
-    losses = tf.maximum(0.0, margin + d_ap[:, 0] - chosen) * tf.cast(tf.reduce_any(other, axis=1), tf.float32)
-    return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.cast(tf.shape(losses)[0], tf.float32))
+    pair = same & ~tf.eye(n, dtype=tf.bool)
+    far = 8.0  # more than any distance: where a row has no such negative
+    ascending = tf.sort(tf.where(same, far, distance), axis=1)  # [n, n], each row's negatives first
+    beyond = tf.searchsorted(ascending, distance, side="right")  # [n, n], the first negative farther than each row
+    nearest = tf.gather(ascending, tf.minimum(beyond, n - 1), batch_dims=1)
+    farthest = tf.reduce_max(tf.where(same, -1.0, distance), axis=1, keepdims=True)
+    chosen = tf.where((beyond < n) & (nearest < far), nearest, farthest)
+    counted = tf.cast(pair, tf.float32)
+    has_negative = tf.cast(~tf.reduce_all(same, axis=1, keepdims=True), tf.float32)
+    return _mean(tf.maximum(0.0, margin + distance - chosen) * has_negative, counted)

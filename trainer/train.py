@@ -6,10 +6,14 @@ python -m trainer.train --run_dir D                     the newest mined round
 """
 
 import argparse
+import itertools
 import math
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +24,21 @@ from pipeline.embed import Embedder, network_input_shape
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
 from trainer import losses, models
-from trainer.data import online_batches, triplet_batches, usable_classes
+from trainer.data import online_batches, packs_per_batch, triplet_batches, usable_classes
+from trainer.evaluate import retrieval
 from trainer.state import Resumable, restore_optimizer, save_optimizer
+from trainer.step import Step, mixed_precision, strategy_for
 
 tf = import_tensorflow()
 import keras  # noqa: E402
 
 SETTLING_BATCHES = 40
 WARMUP_FORMAT = "triplet-miner-warmup/1"
+METRICS_FORMAT = "triplet-miner-metrics/1"
+END = {
+    "min_active": "too few of its triplets are still active (--min_active)",
+    "validation": "MAP@R on the validation split did not rise",
+}
 FRESH_BATCHES = 8  # how many batches tell the active share before training
 
 
@@ -176,137 +187,217 @@ def decayed(learning_rate: float, progress: float) -> float:
     return learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def fresh_active_share(model: Any, batches: Any, margin: float) -> float:
-    """Which share of just-mined triplets has a loss above 0 in training mode.
-
-    Distances were mined in inference mode; batch normalisation and dropout make the two differ. What the
-    passes do to the moving statistics is undone.
-    """
-    state = [variable.numpy() for variable in model.non_trainable_variables]
-    active = total = 0
-    for batch in batches.take(FRESH_BATCHES):
-        d_ap, d_an = losses.triplet_distances(model(batch["inputs"], training=True), batch["triplets"])
-        active += int(tf.reduce_sum(tf.cast(margin + d_ap - d_an > 0, tf.int32)))
-        total += int(tf.size(d_ap))
-    for variable, value in zip(model.non_trainable_variables, state, strict=True):
-        variable.assign(value)
-    return active / total
+def steps_at(run_dir: Path, number: int) -> int:
+    """How many steps on mined triplets led to a round's checkpoint."""
+    path = records.round_dir(run_dir, number - 1) / "train" / "metrics.json"
+    return int(records.read_json(path, METRICS_FORMAT)["total_steps"]) if path.exists() else 0
 
 
-def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
-    """Trains the newest mined round."""
-    run_dir = arguments.run_dir
-    number = records.newest_round(run_dir, records.manifest_path)
-    if number is None:
-        raise InputError(f"nothing is mined in {run_dir} yet. Next: python -m pipeline.mine --run_dir {run_dir}")
-    target = records.checkpoint_path(run_dir, number + 1)
-    if target.exists():
-        print(f"round {number} is trained already: {target}\n  next: python -m pipeline.mine --run_dir {run_dir}")
-        return 0
-    manifest = records.open_triplets(run_dir, number, corpus)
-    triplet_dir = records.manifest_path(run_dir, number).parent
-    if arguments.batch_rows < manifest["pack_rows"]:
-        raise InputError(f"--batch_rows {arguments.batch_rows} is less than a pack's {manifest['pack_rows']} rows")
-    source = records.checkpoint_path(run_dir, number)
+def validation_map(model: Any, corpus: Corpus, scratch_in: Path) -> float:
+    """MAP@R on the validation split, of the model as mining would see it."""
+    split = corpus.split("validation")
+    with tempfile.TemporaryDirectory(dir=scratch_in, prefix=".validation.tmp") as scratch:
+        path = Path(scratch, "model.keras")
+        model.save(path)
+        embeddings = Embedder(path, corpus)(split.read(np.arange(split.rows)))
+    return retrieval(embeddings, split.class_of(np.arange(split.rows)))["map_at_r"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What is trained: the triplets mined in round `mined`, from the checkpoint of round `number`."""
+
+    corpus: Corpus
+    mined: int
+    number: int
+    manifest: dict[str, Any]
+    digest: str  # of the checkpoint
+    model: Any
+    shape: tuple[int, ...]
+    run_dir: Path
+
+    @property
+    def train_dir(self) -> Path:
+        return records.round_dir(self.run_dir, self.number) / "train"
+
+    def batches(self, arguments: argparse.Namespace, epoch: int, first_batch: int = 0) -> Any:
+        seed = int(draw_key(arguments.seed, self.number, f"epoch/{epoch}")) & 0x7FFFFFFF
+        directory = records.manifest_path(self.run_dir, self.mined).parent
+        return triplet_batches(
+            directory, self.manifest, self.shape, arguments.batch_rows, seed, first_batch, pad=arguments.jit
+        )
+
+
+def open_round(run_dir: Path, mined: int, number: int, corpus: Corpus) -> Round:
+    """Opens a mined round and a checkpoint, each checked against what the manifest says of it."""
+    manifest = records.open_triplets(run_dir, mined, corpus)
+    source = records.checkpoint_path(run_dir, mined)
     model = records.load_checkpoint(source)
     digest = records.checkpoint_digest(model)
     if digest != manifest["checkpoint_digest"]:
         raise InputError(
-            f"{source} is {digest[:12]}, round {number} was mined with {manifest['checkpoint_digest'][:12]}. "
-            f"Put that checkpoint back, or remove {triplet_dir} and mine again."
+            f"{source} is {digest[:12]}, round {mined} was mined with {manifest['checkpoint_digest'][:12]}. Put that "
+            f"checkpoint back, or remove {records.manifest_path(run_dir, mined).parent} and mine again."
         )
+    if number != mined:
+        source = records.checkpoint_path(run_dir, number)
+        model = records.load_checkpoint(source)
+        digest = records.checkpoint_digest(model)
     shape = network_input_shape(model, corpus.features, source)
-    margin = manifest["margin"]
-    optimizer = keras.optimizers.Adam(arguments.learning_rate)
-    restore_optimizer(optimizer, model, source.parent, digest)
+    return Round(
+        corpus=corpus, mined=mined, number=number, manifest=manifest, digest=digest, model=model, shape=shape,
+        run_dir=run_dir,
+    )  # fmt: skip
+
+
+def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
+    """Trains on the newest mined round."""
+    run_dir = arguments.run_dir
+    mined = records.newest_round(run_dir, records.manifest_path)
+    if mined is None:
+        raise InputError(f"nothing is mined in {run_dir} yet. Next: python -m pipeline.mine --run_dir {run_dir}")
+    number = mined
+    if arguments.newest:
+        number = records.newest_round(run_dir, records.checkpoint_path) or 0
+    target = records.checkpoint_path(run_dir, number + 1)
+    if target.exists():
+        print(f"round {number} is trained already: {target}\n  next: python -m pipeline.mine --run_dir {run_dir}")
+        return 0
+    strategy = strategy_for(tf.config.list_physical_devices("GPU"))
+    with strategy.scope():
+        round_ = open_round(run_dir, mined, number, corpus)
+        optimizer = keras.optimizers.Adam(arguments.learning_rate)
+        restore_optimizer(optimizer, round_.model, records.checkpoint_path(run_dir, number).parent, round_.digest)
+    pack_rows = round_.manifest["pack_rows"]
+    if arguments.batch_rows < pack_rows:
+        raise InputError(f"--batch_rows {arguments.batch_rows} is less than a pack's {pack_rows} rows")
     keras.utils.set_random_seed(arguments.seed)
+    return train_round(arguments, round_, optimizer, strategy)
+
+
+def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, strategy: Any) -> int:
+    """The epochs of a round; what comes of them is written at the end, the checkpoint last."""
+    manifest, model, train_dir = round_.manifest, round_.model, round_.train_dir
+    margin = manifest["margin"]
+    replicas = strategy.num_replicas_in_sync
     progress: dict[str, Any] = {
-        "step": 0, "rows": 0, "seconds": 0.0, "fresh": None,
-        "epochs": [], "batches": 0, "sums": [0.0] * 4, "triplets": 0,
+        "step": 0, "rows": 0, "seconds": 0.0, "fresh": None, "epochs": [],
+        "epoch": {"batches": 0, "steps": 0, "triplets": 0, "sums": [0.0] * 4},
     }  # fmt: skip
-    names = ("epochs", "batch_rows", "learning_rate", "seed")
-    key = [manifest["triplet_digest"], digest, {name: getattr(arguments, name) for name in names}]
-    train_dir = records.round_dir(run_dir, number) / "train"
+    names = ("epochs", "batch_rows", "learning_rate", "seed", "loss", "min_active", "mixed_precision", "jit")
+    shaping = {name: getattr(arguments, name) for name in names}
+    key = [manifest["triplet_digest"], round_.digest, shaping, replicas]
     state = Resumable(train_dir / "state.npz", key, model, optimizer, progress)
     resumed = state.restore()
+    spec = round_.batches(arguments, 0).element_spec
+    step = Step(model, optimizer, arguments.loss, margin, strategy, spec, arguments.jit)
     log = tf.summary.create_file_writer(str(train_dir / "logs"))
-
-    @tf.function(input_signature=[tf.TensorSpec([None, *shape]), tf.TensorSpec([None, 3], tf.int32)])  # as above
-    def step(inputs: Any, triplets: Any) -> Any:
-        with tf.GradientTape() as tape:
-            d_ap, d_an = losses.triplet_distances(model(inputs, training=True), triplets)
-            loss = losses.triplet_loss(d_ap, d_an, margin)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        active = tf.reduce_sum(tf.cast(margin + d_ap - d_an > 0, tf.float32))
-        return tf.stack([loss, active, tf.reduce_sum(d_ap), tf.reduce_sum(d_an)])
-
-    def batches(epoch: int, first_batch: int = 0) -> Any:
-        seed = int(draw_key(arguments.seed, number, f"epoch/{epoch}")) & 0x7FFFFFFF
-        return triplet_batches(triplet_dir, manifest, shape, arguments.batch_rows, seed, first_batch)
-
     print(
-        f"training round {number} on {device_name()}: {manifest['triplets']:,} triplets in {manifest['packs']:,} packs"
+        f"training round {round_.number} on {device_name()}: {manifest['triplets']:,} triplets in "
+        f"{manifest['packs']:,} packs" + ("" if round_.mined == round_.number else f", mined in round {round_.mined}")
     )
     if progress["fresh"] is None:
-        progress["fresh"] = fresh_active_share(model, batches(0), margin)
+        progress["fresh"] = step.active(round_.batches(arguments, 0).take(FRESH_BATCHES))
     print(f"  active when mined: all; in training mode: {progress['fresh']:.0%}")
     if resumed:
         print(f"  goes on at step {progress['step']}")
-    steps = arguments.epochs * math.ceil(manifest["packs"] / max(1, arguments.batch_rows // manifest["pack_rows"]))
+    per_epoch = math.ceil(manifest["packs"] / packs_per_batch(manifest, arguments.batch_rows) / replicas)
+    steps = arguments.epochs * per_epoch
+    steps_before = steps_at(round_.run_dir, round_.number)
+    stale = steps_before - steps_at(round_.run_dir, round_.mined)  # the first step's staleness, in steps
+    check = arguments.epochs > 1 and round_.corpus.split("validation").rows > 0
     started = time.time() - progress["seconds"]
-    with progress_bar(steps, f"round {number}", progress["step"]) as bar, command.stops_itself() as asked_to_stop:
+    stopped_by = "epochs"
+    with progress_bar(steps, f"round {round_.number}", progress["step"]) as bar, command.stops_itself() as stopping:
         for epoch in range(len(progress["epochs"]), arguments.epochs):
-            for batch in batches(epoch, progress["batches"]):
-                optimizer.learning_rate = decayed(arguments.learning_rate, progress["step"] / steps)
-                values = step(batch["inputs"], batch["triplets"]).numpy().astype(float)
-                progress["sums"] = [a + b for a, b in zip(progress["sums"], values.tolist(), strict=True)]
-                progress["triplets"] += len(batch["triplets"])
-                progress["rows"] += len(batch["inputs"])
-                progress["batches"] += 1
-                progress["step"] += 1
-                progress["seconds"] = time.time() - started
-                bar.advance(bar.task_ids[0])
-                with log.as_default(step=progress["step"]):
-                    tf.summary.scalar("loss", values[0])
-                    tf.summary.scalar("active_share", values[1] / len(batch["triplets"]))
-                if asked_to_stop():
-                    state.save()
-                    command.stop()
-                state.save_when_due()
-            loss = progress["sums"][0] / progress["batches"]
-            active, d_ap, d_an = (value / progress["triplets"] for value in progress["sums"][1:])
-            if not math.isfinite(loss):
+            here = progress["epoch"]
+            precision = mixed_precision(model) if arguments.mixed_precision else nullcontext()
+            with precision:
+                for batches in groups(round_.batches(arguments, epoch, here["batches"]), replicas):
+                    optimizer.learning_rate = decayed(arguments.learning_rate, progress["step"] / steps)
+                    values = step(batches)
+                    triplets = int(sum(batch["valid"].numpy().sum() for batch in batches))
+                    progress["rows"] += int(sum(batch["real"].numpy().sum() for batch in batches))
+                    here["sums"] = [a + b for a, b in zip(here["sums"], values.tolist(), strict=True)]
+                    here["triplets"] += triplets
+                    here["batches"] += len(batches)
+                    here["steps"] += 1
+                    progress["step"] += 1
+                    progress["seconds"] = time.time() - started
+                    bar.advance(bar.task_ids[0])
+                    with log.as_default(step=steps_before + progress["step"]):
+                        tf.summary.scalar("loss", values[0])
+                        tf.summary.scalar("active_share", values[1] / triplets)
+                        tf.summary.scalar("staleness", stale + progress["step"] - 1)
+                    if stopping():
+                        state.save()
+                        command.stop()
+                    state.save_when_due()
+            done = summary_of_epoch(here)
+            if not math.isfinite(done["loss"]):
                 state.forget()
+                loss = done["loss"]
                 raise InputError(
                     f"the loss became {loss} in epoch {epoch}; no checkpoint was written. Lower --learning_rate."
                 )
-            progress["epochs"].append(
-                {"loss": loss, "active_share": active, "d_ap": d_ap, "d_an": d_an, "triplets": progress["triplets"]}
-            )
-            progress |= {"batches": 0, "sums": [0.0] * 4, "triplets": 0}
-            print(f"  epoch {epoch + 1}: loss {loss:.4f}, active {active:.0%}, d_ap {d_ap:.3f}, d_an {d_an:.3f}")
+            if check:
+                done["validation_map_at_r"] = validation_map(model, round_.corpus, round_.run_dir)
+            best = max((e.get("validation_map_at_r", -1.0) for e in progress["epochs"]), default=-1.0)
+            progress["epochs"].append(done)
+            progress["epoch"] = {"batches": 0, "steps": 0, "triplets": 0, "sums": [0.0] * 4}
+            print("  " + line_of_epoch(epoch, done))
+            if done["active_share"] < arguments.min_active:
+                stopped_by = "min_active"
+            elif check and done["validation_map_at_r"] <= best:
+                stopped_by = "validation"
+            else:
+                continue
+            print(f"  the round ends after epoch {epoch + 1}: {END[stopped_by]}")
+            break
     log.close()
-    next_digest = records.checkpoint_digest(model)
+    epochs, rows = progress["epochs"], progress["rows"]
+    digest = records.checkpoint_digest(model)
+    total = steps_before + progress["step"]
     records.write_json(
         train_dir / "metrics.json",
         {
-            "format": "triplet-miner-metrics/1", "round": number, "device": device_name(), "margin": margin,
-            "steps": progress["step"], "image_passes": progress["rows"], "fresh_active_share": progress["fresh"],
-            "epochs": progress["epochs"], "learning_rate": arguments.learning_rate,
+            "format": METRICS_FORMAT, "round": round_.number, "mined_round": round_.mined, "device": device_name(),
+            "replicas": replicas, "margin": margin, **shaping, "steps": progress["step"], "total_steps": total,
+            "staleness": [stale, stale + progress["step"] - 1], "image_passes": rows,
+            "fresh_active_share": progress["fresh"], "epochs": epochs, "stopped_by": stopped_by,
             "seconds": round(time.time() - started, 2),
-            "checkpoint_digest": digest, "next_checkpoint_digest": next_digest,
+            "checkpoint_digest": round_.digest, "next_checkpoint_digest": digest,
         },
     )  # fmt: skip
-    save_optimizer(optimizer, target.parent, next_digest)
+    target = records.checkpoint_path(round_.run_dir, round_.number + 1)
+    save_optimizer(optimizer, target.parent, digest)
     save_checkpoint(model, target)
     state.forget()
-    command.note(round=number, steps=progress["step"], loss=loss, checkpoint_digest=next_digest)
-    epochs, rows, done = progress["epochs"], progress["rows"], progress["step"]
-    per_pass = sum(epoch["triplets"] for epoch in epochs) / rows
-    print(f"  {done} steps, {rows:,} image passes, {per_pass:.2f} triplets each, {time.time() - started:.0f} s")
-    print(f"  {target}   next: python -m pipeline.mine --run_dir {run_dir}")
+    command.note(round=round_.number, steps=progress["step"], loss=epochs[-1]["loss"], checkpoint_digest=digest)
+    per_pass, seconds = sum(epoch["triplets"] for epoch in epochs) / rows, time.time() - started
+    print(f"  {progress['step']} steps, {rows:,} image passes, {per_pass:.2f} triplets each, {seconds:.0f} s")
+    print(f"  {target}   next: python -m pipeline.mine --run_dir {round_.run_dir}")
     return 0
+
+
+def groups(batches: Any, size: int) -> Iterator[list[Any]]:
+    """Lists of `size` batches, one per device; the last may be shorter."""
+    rest = iter(batches)
+    while group := list(itertools.islice(rest, size)):
+        yield group
+
+
+def summary_of_epoch(sums: dict[str, Any]) -> dict[str, Any]:
+    active, d_ap, d_an = (value / sums["triplets"] for value in sums["sums"][1:])
+    loss = sums["sums"][0] / sums["steps"]
+    return {"loss": loss, "active_share": active, "d_ap": d_ap, "d_an": d_an, "triplets": sums["triplets"]}
+
+
+def line_of_epoch(epoch: int, done: dict[str, Any]) -> str:
+    line = f"epoch {epoch + 1}: loss {done['loss']:.4f}, active {done['active_share']:.0%}, "
+    line += f"d_ap {done['d_ap']:.3f}, d_an {done['d_an']:.3f}"
+    found = done.get("validation_map_at_r")
+    return line if found is None else f"{line}, validation MAP@R {found:.3f}"
 
 
 def main(argv: list[str]) -> int:
@@ -318,8 +409,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", help="with --init: package.module:function, see trainer/models.py")
     parser.add_argument("--steps", type=int, help="with --online (one pass over the train split)")
     parser.add_argument("--margin", type=float, help="with --online; a mined round has its own (0.2)")
-    parser.add_argument("--epochs", type=int, help="passes over a mined round's packs (1)")
-    parser.add_argument("--batch_rows", type=int, default=128, help="images a batch (128)")
+    parser.add_argument("--epochs", type=int, help="passes over a mined round's packs, at most (1)")
+    parser.add_argument("--min_active", type=float, help="end the round when fewer of its triplets are active (0)")
+    parser.add_argument(
+        "--newest", action="store_true",
+        help="train the newest checkpoint on the newest mined round, though another checkpoint mined it",
+    )  # fmt: skip
+    parser.add_argument("--loss", choices=list(losses.LOSSES), help="trainer/losses.py has the formulas (triplet)")
+    parser.add_argument("--batch_rows", type=int, default=128, help="images a batch and device (128)")
+    parser.add_argument("--mixed_precision", action="store_true", help="layers in bfloat16 (GPUs from Ampere on)")
+    parser.add_argument("--jit", action="store_true", help="compile the step with XLA")
     # On Omniglot small1, three rounds after a short warm-up ended at MAP@R .69 with 3e-3 and .71 with 1e-3.
     parser.add_argument("--learning_rate", type=float, help="of Adam, at its peak (0.001; 0.003 with --online)")
     parser.add_argument("--seed", type=int, default=0)
@@ -329,11 +428,16 @@ def main(argv: list[str]) -> int:
     for name in ("steps", "margin", "epochs", "batch_rows", "learning_rate"):
         if getattr(arguments, name) is not None and getattr(arguments, name) <= 0:
             raise InputError(f"--{name} must be above 0; found {getattr(arguments, name)}")
-    for name, fits in (("steps", arguments.online), ("margin", arguments.online), ("epochs", not arguments.online)):
-        if getattr(arguments, name) is not None and (not fits or arguments.init):
+    if not 0 <= (arguments.min_active or 0) < 1:
+        raise InputError(f"--min_active must be in [0, 1); found {arguments.min_active}")
+    warm_up = ("steps", "margin")
+    for name in (*warm_up, "epochs", "min_active", "newest", "loss", "mixed_precision", "jit"):
+        if getattr(arguments, name) and (arguments.init or arguments.online != (name in warm_up)):
             raise InputError(f"--{name} does nothing here; --help says what it goes with")
     arguments.margin = 0.2 if arguments.margin is None else arguments.margin
     arguments.epochs = arguments.epochs or 1
+    arguments.min_active = arguments.min_active or 0.0
+    arguments.loss = arguments.loss or "triplet"
     if arguments.learning_rate is None:
         arguments.learning_rate = 3e-3 if arguments.online else 1e-3
     if arguments.model and not arguments.init:

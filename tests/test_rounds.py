@@ -1,0 +1,143 @@
+"""Rounds in turn and side by side, in two processes that stay alive; the best checkpoint; when to stop."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import command as run_command
+
+from pipeline import command, records, rounds
+from pipeline.records import InputError
+from pipeline.worker import Worker
+
+
+def of_round(run, number):
+    return json.loads((records.round_dir(run, number) / "train" / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_side_by_side_every_set_is_mined_from_its_own_checkpoint(digits, tmp_path, capfd):
+    run = shutil.copytree(digits, tmp_path / "run")
+    assert rounds.main(["--run_dir", str(run), "--rounds", "4", "--overlap"]) == 0
+    corpus = records.open_corpus(run)
+    mined = [of_round(run, number)["mined_round"] for number in range(4)]
+    assert mined == sorted(mined) and mined[0] == 0 and all(m <= n for n, m in enumerate(mined))
+    steps = 0
+    for number, of_it in enumerate(mined):
+        metrics, manifest = of_round(run, number), records.open_triplets(run, of_it, corpus)
+        checkpoint = records.checkpoint_path(run, of_it)
+        assert manifest["checkpoint_digest"] == records.checkpoint_digest(records.load_checkpoint(checkpoint))
+        before = of_round(run, of_it - 1)["total_steps"] if of_it else 0
+        assert metrics["staleness"] == [steps - before, steps - before + metrics["steps"] - 1]
+        steps += metrics["steps"]
+        assert metrics["total_steps"] == steps
+    lines = capfd.readouterr().out.splitlines()
+    assert [int(line.split()[1]) for line in lines[1:5]] == mined
+
+
+def test_a_set_of_the_overlap_is_reproduced_from_its_manifest(mined, tmp_path):
+    """A checkpoint beyond the mined round: the trainer takes the older triplets only when it is told to."""
+    from trainer import train
+
+    run = shutil.copytree(mined, tmp_path / "run")
+    for number in (0, 1):
+        assert train.main(["--run_dir", str(run), "--newest", "--seed", "4"]) == 0
+        assert of_round(run, number)["mined_round"] == 0
+    assert of_round(run, 1)["staleness"][0] == of_round(run, 0)["steps"]
+    assert train.main(["--run_dir", str(run)]) == 0  # round 0 is trained already
+    assert not records.checkpoint_path(run, 3).exists()
+
+
+@pytest.mark.slow
+def test_a_killed_miner_and_a_killed_trainer_come_back(digits, tmp_path):
+    runs = [shutil.copytree(digits, tmp_path / name) for name in ("calm", "killed")]
+    call = ["--rounds", "1", "--mine=--positives 3"]
+    assert run_command("pipeline.rounds", "--run_dir", runs[0], *call).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.rounds", "--run_dir", str(runs[1]), *call],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    workers: list[int] = []  # the miner, the trainer
+    for pattern in ("rounds/0000/embeddings/*", "rounds/0000/train/logs"):
+        while not list(runs[1].glob(pattern)):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.005)
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+            workers = workers or [int(pid) for pid in file.read().split()]
+        os.kill(workers["train" in pattern], signal.SIGKILL)
+    out, log = process.communicate()
+    assert process.returncode == 0, log
+    assert log.count("was killed by SIGKILL; it is started again") == 2
+    digests = [json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"] for run in runs]
+    assert digests[0] == digests[1]
+    assert of_round(runs[0], 0)["next_checkpoint_digest"] == of_round(runs[1], 0)["next_checkpoint_digest"]
+
+
+def test_a_failing_step_ends_the_rounds_with_its_code(digits, tmp_path, capfd):
+    run = shutil.copytree(digits, tmp_path / "run")
+    assert rounds.main(["--run_dir", str(run), "--mine=--margin -1"]) == 4
+    assert "margin" in capfd.readouterr().err
+
+
+def test_the_run_directory_is_held_while_a_worker_lives(tmp_path):
+    with command.hold(tmp_path, "rounds") as lock:
+        worker = Worker("pipeline.mine", lock)
+    with pytest.raises(command.Locked), command.hold(tmp_path, "mine"):
+        pass
+    worker.end()
+    with command.hold(tmp_path, "mine"):
+        pass
+
+
+def fake_rounds(run, *found):
+    """Rounds whose checkpoints have these (MAP@R, mean distance) on the validation split, and a loss at the margin."""
+    for number, (quality, distance) in enumerate(found):
+        directory = records.round_dir(run, number)
+        (directory / "train").mkdir(parents=True, exist_ok=True)
+        records.write_json(directory / "evaluation-validation.json", {"map_at_r": quality, "mean_distance": distance})
+        records.write_json(directory / "train/metrics.json", {"margin": 0.2, "epochs": [{"loss": 0.199}]})
+        if number:
+            shutil.copytree(run / "rounds/0000/checkpoint", directory / "checkpoint")
+    arguments = rounds.argparse.Namespace(run_dir=run)
+    return rounds.Rounds(arguments, {}, records.open_corpus(run), None, None)
+
+
+def test_the_best_checkpoint_is_kept(digits, tmp_path):
+    run = shutil.copytree(digits, tmp_path / "run")
+    state = fake_rounds(run, (0.5, 1.5), (0.7, 1.5), (0.7, 1.5), (0.6, 1.5))
+    assert "round 1's, validation MAP@R 0.700" in state.keep_best()
+    assert json.loads((run / "best/best.json").read_text())["round"] == 1
+    records.load_checkpoint(run / "best/model.keras")
+    assert [state.rounds_without_gain(last) for last in range(4)] == [0, 0, 1, 2]
+
+
+def test_a_collapse_stops_the_rounds_and_says_what_to_change(digits, tmp_path):
+    run = shutil.copytree(digits, tmp_path / "run")
+    state = fake_rounds(run, (0.5, 1.5), (0.2, 0.1), (0.1, 0.1), (0.4, 1.5))
+    state.stop_if_collapsed(0)  # a young round may
+    with pytest.raises(InputError, match=r"(?s)round 1: the embedding has collapsed.*round 0's.*--learning_rate"):
+        state.stop_if_collapsed(1)
+    state.stop_if_collapsed(2)  # a loss at the margin alone is no collapse
+
+
+def test_rounds_end_after_patience(digits, tmp_path, capfd):
+    """With a learning rate that destroys, the first rounds are no better than round 0's checkpoint."""
+    run = shutil.copytree(digits, tmp_path / "run")
+    from trainer import evaluate, train
+
+    assert train.main(["--run_dir", str(run), "--online", "--steps", "60"]) == 0
+    assert evaluate.main(["--run_dir", str(run), "--split", "validation"]) == 0
+    call = ["--rounds", "9", "--patience", "1", "--train=--learning_rate 0.5", "--mine=--anchors 200"]
+    code = rounds.main(["--run_dir", str(run), *call])
+    out = capfd.readouterr().out
+    if code == 0:
+        assert "no better validation MAP@R for 1 rounds: done" in out
+        assert json.loads((run / "best/best.json").read_text())["round"] == 0
+    else:  # it collapsed, or left numbers that are none
+        assert code == 4
+    assert not records.checkpoint_path(run, 3).exists()

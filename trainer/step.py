@@ -1,0 +1,148 @@
+"""One training step: on every device there is, in mixed precision and compiled by XLA where that is asked for.
+
+XLA compiles for one shape, so batches for it are padded; padding counts neither in the loss nor in the statistics of
+batch normalisation.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from pipeline.records import import_tensorflow
+from trainer import losses
+
+tf = import_tensorflow()
+import keras  # noqa: E402
+
+
+def strategy_for(devices: Sequence[Any]) -> Any:
+    """MirroredStrategy for several GPUs, else TensorFlow's default. GPU memory is taken as it is needed."""
+    for device in devices:
+        tf.config.experimental.set_memory_growth(device, True)
+    return tf.distribute.MirroredStrategy() if len(devices) > 1 else tf.distribute.get_strategy()
+
+
+@contextmanager
+def mixed_precision(model: Any) -> Iterator[None]:
+    """While inside, layers compute in bfloat16, but for the last; weights, embeddings and distances stay float32.
+
+    bfloat16 has float32's range, so that no loss scaling is needed (https://www.tensorflow.org/guide/mixed_precision).
+    """
+    before = [(layer, layer.dtype_policy) for layer in _leaves(model)[:-1]]
+    try:
+        for layer, _ in before:
+            layer.dtype_policy = "mixed_bfloat16"
+        yield
+    finally:
+        for layer, policy in before:
+            layer.dtype_policy = policy
+
+
+def _leaves(model: Any) -> list[Any]:
+    """The layers of a model, and of the models in it, in order."""
+    found = [_leaves(layer) if isinstance(layer, keras.Model) else [layer] for layer in model.layers]
+    return [layer for of_it in found for layer in of_it]
+
+
+@contextmanager
+def _statistics_of(model: Any, real: Any) -> Iterator[None]:
+    """While inside, batch normalisation leaves out the rows for which `real`, float32 [rows], is 0."""
+    layers = [layer for layer in _leaves(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in layers:
+        layer.call = functools.partial(_call_with_mask, layer, real)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.call
+
+
+def _call_with_mask(layer: Any, real: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+    """Keras passes a mask of its own, which is None here."""
+    return type(layer).call(layer, inputs, training=training, mask=tf.reshape(real, [-1] + [1] * (inputs.ndim - 2)))
+
+
+class Step:
+    """Updates the model from one batch of `trainer.data.triplet_batches` per device.
+
+    The gradient is that of the loss's mean over the triplets of all devices' batches (of `active-triplet`: of each
+    device's mean, weighted by its triplets). Batch normalisation takes its statistics per device, as usual, unless
+    its layers are `synchronized`.
+    """
+
+    def __init__(
+        self, model: Any, optimizer: Any, loss: str, margin: float, strategy: Any, spec: Any, jit: bool = False
+    ):
+        self._model, self._strategy, self._jit = model, strategy, jit
+        # One trace for all shapes: traces for two shapes may round differently, and a resumed run would differ.
+        # Values per device take no signature.
+        signature = [spec, tf.TensorSpec([])] if strategy.num_replicas_in_sync == 1 else None
+
+        # XLA takes the gradients, not the update: that one talks to the other devices.
+        @tf.function(jit_compile=jit)  # type: ignore[untyped-decorator]
+        def gradients(batch: dict[str, Any], share: Any) -> Any:
+            with tf.GradientTape() as tape:
+                d_ap, d_an = self._distances(batch)
+                value = losses.LOSSES[loss](d_ap, d_an, margin, batch["valid"])
+                weighted = value * share
+            return value, _sums(d_ap, d_an, margin, batch["valid"]), tape.gradient(weighted, model.trainable_variables)
+
+        def on_one(batch: dict[str, Any], share: Any) -> Any:
+            value, sums, found = gradients(batch, share)
+            optimizer.apply_gradients(zip(found, model.trainable_variables, strict=True))
+            return tf.concat([[value * share], sums * tf.cast(share > 0, tf.float32)], axis=0)
+
+        def measure_one(batch: dict[str, Any]) -> Any:
+            return _sums(*self._distances(batch), margin, batch["valid"])
+
+        @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
+        def on_all(batches: Any, shares: Any) -> Any:
+            return strategy.reduce("SUM", strategy.run(on_one, (batches, shares)), axis=None)
+
+        self._on_all = on_all
+        self._measure = tf.function(measure_one, input_signature=[spec])
+
+    def _distances(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+        with _statistics_of(self._model, batch["real"]) if self._jit else nullcontext():
+            return losses.triplet_distances(self._model(batch["inputs"], training=True), batch["triplets"])
+
+    def __call__(self, batches: list[dict[str, Any]]) -> np.ndarray:
+        """float64 [4]: the loss, and over the batches' triplets how many are active, and the sums of d_ap and d_an."""
+        replicas = self._strategy.num_replicas_in_sync
+        counts = [float(tf.reduce_sum(batch["valid"])) for batch in batches]
+        missing = replicas - len(batches)  # at the end of an epoch: a batch again, with no weight
+        batches = batches + [batches[-1]] * missing
+        shares = [count / sum(counts) for count in counts] + [0.0] * missing
+        if replicas == 1:
+            return self._on_all(batches[0], tf.constant(shares[0])).numpy().astype(float)
+
+        def spread(values: list[Any]) -> Any:
+            return self._strategy.experimental_distribute_values_from_function(
+                lambda context: values[context.replica_id_in_sync_group]
+            )
+
+        each = {name: spread([batch[name] for batch in batches]) for name in batches[0]}
+        return self._on_all(each, spread([tf.constant(share) for share in shares])).numpy().astype(float)
+
+    def active(self, batches: Any) -> float:
+        """Which share of the batches' triplets has a loss above 0 in training mode.
+
+        Distances were mined in inference mode; batch normalisation and dropout make the two differ. What the
+        passes do to the moving statistics is undone.
+        """
+        state = [variable.numpy() for variable in self._model.non_trainable_variables]
+        active = total = 0.0
+        for batch in batches:
+            active += float(self._measure(batch)[0])
+            total += float(tf.reduce_sum(batch["valid"]))
+        for variable, value in zip(self._model.non_trainable_variables, state, strict=True):
+            variable.assign(value)
+        return active / total
+
+
+def _sums(d_ap: Any, d_an: Any, margin: float, valid: Any) -> Any:
+    active = tf.cast(margin + d_ap - d_an > 0, tf.float32)
+    return tf.stack([tf.reduce_sum(value * valid) for value in (active, d_ap, d_an)])
