@@ -8,6 +8,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "apache-beam>=2.70,<3",
+        "fsspec>=2024.6",
         "google-crc32c>=1.5",
         "numba>=0.60",
         "numpy>=1.26,<3",
@@ -18,9 +19,13 @@ setup(
         "tensorboard>=2.18",
         "tensorflow>=2.18,<2.22",
         "threadpoolctl>=3.5",
+        "universal-pathlib>=0.2.6",
     ],
     extras_require={
         "bench": ["faiss-cpu>=1.9"],
+        "gs": ["gcsfs>=2024.6"],
+        "hdfs": ["pyarrow>=14"],
+        "s3": ["s3fs>=2024.6"],
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
         "test": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "ruff>=0.8", "tfrecord>=1.14.6"],
     },

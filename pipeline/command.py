@@ -13,6 +13,7 @@
 
 import argparse
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -20,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,8 +29,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pipeline import storage
 from pipeline.records import InputError, write_json
 
+LEASE = 120.0  # seconds that a lock on a remote run directory counts after it was renewed
 LEAD = 5.0  # seconds before `--deadline` in which a command stops
 SUMMARY_FORMAT = "triplet-miner-summary/1"
 
@@ -48,7 +52,9 @@ class Locked(InputError):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("in a schedule")
-    group.add_argument("--summary_json", type=Path, metavar="FILE", help="write exit code, counts and times there")
+    group.add_argument(
+        "--summary_json", type=storage.location, metavar="FILE", help="write exit code, counts and times there"
+    )
     group.add_argument(
         "--deadline", metavar="TIME", help="stop before it with exit code 3, progress kept: 06:30, 2030-01-31T06:30"
     )
@@ -94,12 +100,17 @@ def hold(run_dir: Path, what: str) -> Iterator[int]:
     """One process, and those it starts, at a time in a run directory. The kernel frees a dead holder's lock.
 
     Returns:
-      The lock's file descriptor: the lock is free when the last process that has it open is gone.
+      The lock's file descriptor: the lock is free when the last process that has it open is gone. -1 for a remote
+      directory, see `_lease`.
     Raises:
       Locked: naming the holder.
     """
     if _held:
         yield -1
+        return
+    if not storage.is_local(run_dir):
+        with _lease(run_dir / ".lock", what):
+            yield -1
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / ".lock", "a+", encoding="utf-8") as file:
@@ -108,10 +119,9 @@ def hold(run_dir: Path, what: str) -> Iterator[int]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise Locked(f"{run_dir} is held by {holder}. Wait until it is done, or stop it.") from None
+            raise Locked(_held_by(run_dir, holder)) from None
         file.truncate(0)
-        since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        file.write(f"{what}, process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+        file.write(f"{_who(what)}\n")
         file.flush()
         for left in run_dir.rglob(".*.tmp*"):  # by a holder that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
@@ -119,6 +129,63 @@ def hold(run_dir: Path, what: str) -> Iterator[int]:
             yield file.fileno()
         finally:
             file.truncate(0)
+
+
+def _who(what: str) -> str:
+    return f"{what}, process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}"
+
+
+def _held_by(run_dir: Path, holder: str) -> str:
+    return f"{run_dir} is held by {holder}. Wait until it is done, or stop it."
+
+
+@contextmanager
+def _lease(path: Path, what: str) -> Iterator[None]:
+    """The lock where there is no flock: an object that its holder renews, and that counts for LEASE seconds.
+
+    Not every store can create an object only if it is not there, so that of two that start within the same moment
+    both may believe that they hold it: let a schedule not start two.
+    """
+    me = {"holder": _who(what), "host": socket.gethostname(), "process": os.getpid(), "token": os.urandom(8).hex()}
+
+    def read() -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def is_alive(found: dict[str, Any]) -> bool:
+        if not found or time.time() - found["renewed"] > LEASE:
+            return False
+        return bool(found["host"] != me["host"] or os.path.exists(f"/proc/{found['process']}"))
+
+    def renew() -> None:
+        path.write_text(json.dumps({**me, "renewed": time.time()}))
+
+    def release() -> None:
+        ended.set()
+        if read().get("token") == me["token"]:
+            path.unlink()
+
+    found = read()
+    if is_alive(found):
+        raise Locked(_held_by(path.parent, found["holder"]))
+    renew()
+    if (now := read()).get("token") != me["token"]:
+        raise Locked(_held_by(path.parent, now.get("holder", "another process")))
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(LEASE / 4):
+            renew()
+
+    threading.Thread(target=keep, daemon=True).start()
+    with at_stop(release):
+        try:
+            yield
+        finally:
+            release()
 
 
 @contextmanager

@@ -9,9 +9,9 @@ goes through a shuffle.
 
 import argparse
 import collections
+import functools
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import command, job, records
+from pipeline import command, job, records, storage
 from pipeline.records import InputError
 from pipeline.selection import draw_key
 from pipeline.sources import SOURCES, Example, Rejected, open_source
@@ -67,10 +67,10 @@ class Stage(beam.DoFn):
         records.write_records(self.staging / f"part-{number:05d}.tfrecord", staged())
         keys["offset"] = records.offsets_of(keys["length"]).tolist()
         table = pa.table(keys, schema=KEYS)
-        records.write_atomically(
+        storage.write_atomically(
             self.staging / f"part-{number:05d}.parquet", lambda temporary: pq.write_table(table, temporary)
         )
-        records.write_json(self.staging / f"part-{number:05d}.json", rejected)
+        records.write_json(self.staging / f"part-{number:05d}.rejected.json", rejected)
         yield number
 
 
@@ -87,9 +87,18 @@ def _payload_sha256(example: Example) -> bytes:
     return hashlib.sha256(payload).digest()
 
 
+def staging_of(run_dir: Path) -> Path:
+    return run_dir / "corpus.new"
+
+
 def keys_path(staging: Path, split: str, number: int) -> Path:
     """The keys of a shard's rows, from `cut_shards` to `WriteShard`: too large to travel inside the graph."""
     return staging / f"{split}-{number:05d}.parquet"
+
+
+def read_table(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        return pq.read_table(file)
 
 
 class WriteShard(beam.DoFn):
@@ -100,7 +109,7 @@ class WriteShard(beam.DoFn):
 
     def process(self, element: tuple[str, int, int]) -> Iterator[tuple[str, int, dict[str, Any]]]:
         split, number, of = element
-        keys = pq.read_table(keys_path(self.staging, split, number))
+        keys = read_table(keys_path(self.staging, split, number))
         part, offset, length = (keys[name].to_numpy() for name in ("part", "offset", "length"))
         staged: list[bytes] = [b""] * len(keys)
         order = np.lexsort((offset, part))
@@ -115,7 +124,7 @@ class WriteShard(beam.DoFn):
         index["offset"], index["length"] = records.offsets_of(length), length
         index["content"], index["group"] = keys["content"].to_numpy(), keys["group_code"].to_numpy()
         path = self.directory / f"{name}.index.npy"
-        records.write_atomically(path, lambda temporary: np.save(temporary, index))
+        storage.write_atomically(path, lambda temporary: np.save(temporary, index))
         entry |= {
             "index": path.name,
             "index_bytes": path.stat().st_size,
@@ -126,9 +135,11 @@ class WriteShard(beam.DoFn):
 
 def order_keys(staging: Path, parts: int) -> tuple[pa.Table, list[dict[str, str]]]:
     """All keys ordered by (label, id), without repeated ids; and what was rejected so far."""
-    tables = [pq.read_table(staging / f"part-{n:05d}.parquet") for n in range(parts)]
+    tables = [read_table(staging / f"part-{n:05d}.parquet") for n in range(parts)]
     keys = pa.concat_tables([KEYS.empty_table(), *tables])
-    rejected = [entry for n in range(parts) for entry in json.loads((staging / f"part-{n:05d}.json").read_text())]
+    rejected = [
+        entry for n in range(parts) for entry in json.loads((staging / f"part-{n:05d}.rejected.json").read_text())
+    ]
     by_id = keys.sort_by([("id", "ascending"), ("part", "ascending"), ("offset", "ascending")])
     ids = by_id["id"].combine_chunks()
     if len(ids) > 1:
@@ -223,19 +234,22 @@ def cut_shards(split: str, keys: pa.Table, staging: Path) -> list[tuple[str, int
         size += length
     for number, begin in enumerate(begins):
         end = begins[number + 1] if number + 1 < len(begins) else len(keys)
-        pq.write_table(keys.slice(begin, end - begin), keys_path(staging, split, number))
+        part = keys.slice(begin, end - begin)
+        storage.write_atomically(keys_path(staging, split, number), functools.partial(pq.write_table, part))
     return [(split, number, len(begins)) for number in range(len(begins))]
 
 
 def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
-    """Makes the corpus in a directory of its own and moves it into place. Returns the manifest."""
+    """Makes the corpus, its manifest last. Returns the manifest."""
     name, source, argument = open_source(arguments.source)
     parts, kind = source.parts(argument), source.kind(argument)
-    new = arguments.run_dir / "corpus.new"
-    shutil.rmtree(new, ignore_errors=True)
-    staging = new / "staging"
-    staging.mkdir(parents=True)
-    with job.progress(("read", len(parts), lambda: job.count_files(staging, ".json"))):
+    # While there is a staging directory, a corpus without a manifest is a half one of ours.
+    new, staging = arguments.run_dir / "corpus", staging_of(arguments.run_dir)
+    if staging.exists():
+        storage.remove(new)
+        storage.remove(staging)
+    records.write_json(staging / "source.json", {"source": arguments.source})
+    with job.progress(("read", len(parts), lambda: job.count_files(staging, ".rejected.json"))):
         job.run(
             options,
             lambda pipeline: (
@@ -252,7 +266,8 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
         shape, keys, misshapen = common_shape(keys, kind)
         rejected += misshapen
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)
-    records.write_atomically(new / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    refused = staging / "rejected.jsonl"
+    storage.write_atomically(refused, lambda path: path.write_text(lines, encoding="utf-8"))
     if not len(keys):
         raise InputError(f"{arguments.source} holds no example; {len(rejected)} were rejected: {rejected[:3]}")
     share = len(rejected) / (len(rejected) + len(keys))
@@ -260,7 +275,7 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
         raise InputError(
             f"{arguments.source}: {len(rejected)} examples of {len(rejected) + len(keys)} are rejected, {share:.1%}, "
             f"--max_rejected is {arguments.max_rejected:.1%}. The first: {rejected[0]}; all are in "
-            f"{new / 'rejected.jsonl'}. Mend the source, or raise --max_rejected."
+            f"{refused}. Mend the source, or raise --max_rejected."
         )
     split, by = assign_splits(keys, arguments.validation_share, arguments.eval_share, arguments.seed)
     described = {s: describe_split(keys.filter(pa.array(split == n))) for n, s in enumerate(records.SPLITS)}
@@ -284,6 +299,7 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
         for s, _, entry in sorted(entries, key=lambda e: e[:2]):
             manifest["splits"][s]["shards"].append(entry)
         manifest["fingerprint"] = records.corpus_fingerprint(manifest)
+        storage.write_atomically(new / refused.name, lambda path: path.write_text(lines, encoding="utf-8"))
         records.write_json(new / "corpus.json", manifest)
 
     with job.progress(("write", len(shards), lambda: job.count_files(new, ".npy"))):
@@ -298,9 +314,8 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
                 | "Commit" >> beam.Map(commit)
             ),
         )
-    shutil.rmtree(staging)
-    new.rename(arguments.run_dir / "corpus")
-    return records.read_json(arguments.run_dir / "corpus" / "corpus.json", records.CORPUS_FORMAT)
+    storage.remove(staging)
+    return records.read_json(new / "corpus.json", records.CORPUS_FORMAT)
 
 
 def summary(manifest: dict[str, Any], run_dir: Path) -> str:
@@ -326,7 +341,7 @@ def main(argv: list[str]) -> int:
         description="Turn a source into corpus shards. Flags of Apache Beam pass through.",
         allow_abbrev=False,
     )
-    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--run_dir", type=storage.location, required=True)
     parser.add_argument("--source", required=True, help=sources)
     parser.add_argument("--validation_share", type=float, default=0.1, help="held out for choices (0.1)")
     parser.add_argument("--eval_share", type=float, default=0.2, help="held out for reports (0.2)")
@@ -350,7 +365,7 @@ def main(argv: list[str]) -> int:
 def ingest_once(arguments: argparse.Namespace, options: Any) -> int:
     """Ingests, unless the run directory has that corpus; refuses if it has another."""
     there = arguments.run_dir / "corpus" / "corpus.json"
-    if there.exists():
+    if there.exists() and not records.is_torn(there, staging_of(arguments.run_dir)):
         manifest = records.read_json(there, records.CORPUS_FORMAT)
         rule = manifest["split_rule"]
         names = ("validation_share", "eval_share", "seed")
@@ -358,10 +373,11 @@ def ingest_once(arguments: argparse.Namespace, options: Any) -> int:
         held = {"source": manifest["source"], **{name: rule[name] for name in names}}
         if asked != held:
             raise InputError(f"{there.parent} already holds {held}, asked for {asked}. Use another --run_dir.")
+        storage.remove(staging_of(arguments.run_dir))  # if the run that ingested was killed just then
         command.note(**facts(manifest))
         print(f"already ingested; nothing to do\n{summary(manifest, arguments.run_dir)}")
         return 0
-    if there.parent.exists() and any(there.parent.iterdir()):
+    if storage.names(there.parent) and not staging_of(arguments.run_dir).exists():
         raise InputError(f"{there.parent} holds files but no corpus.json. Remove it, or use another --run_dir.")
     manifest = ingest(arguments, options)
     command.note(**facts(manifest))

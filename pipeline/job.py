@@ -1,19 +1,19 @@
 """Running a Beam graph from a command: its options, its progress on the screen, its workers' errors."""
 
 import logging
-import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline import command
+from pipeline import command, storage
 from pipeline.records import InputError
 
 JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know
@@ -116,9 +116,6 @@ def progress(*stages: tuple[str, int, Callable[[], int]]) -> Iterator[None]:
             thread.join()
 
 
-def count_files(directory: os.PathLike[str] | str, suffix: str) -> int:
+def count_files(directory: Path, suffix: str) -> int:
     """How many finished files with that ending a directory holds; temporary names begin with a dot."""
-    try:
-        return sum(1 for e in os.scandir(directory) if e.name.endswith(suffix) and not e.name.startswith("."))
-    except FileNotFoundError:
-        return 0
+    return sum(name.endswith(suffix) and not name.startswith(".") for name in storage.names(directory))

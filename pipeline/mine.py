@@ -11,7 +11,6 @@ import functools
 import itertools
 import json
 import os
-import shutil
 import threading
 import time
 import zipfile
@@ -25,7 +24,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.utils import shared
 
-from pipeline import command, job, packs, records, selection
+from pipeline import command, job, packs, records, selection, storage
 from pipeline.embed import Embedder
 from pipeline.records import Corpus, InputError, Split
 from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
@@ -175,8 +174,7 @@ class Columns:
             if number in self._kept:
                 self._kept.move_to_end(number)
                 return self._kept[number]
-        with np.load(self.directory / f"{number:06d}.npz", allow_pickle=False) as file:
-            block = Block(**{name: file[name] for name in file.files})
+        block = Block(**records.read_arrays(self.directory / f"{number:06d}.npz"))
         with self._lock:
             if number not in self._kept:
                 self._kept[number] = block
@@ -188,7 +186,7 @@ class Columns:
 
 def save_arrays(path: Path, **arrays: np.ndarray | None) -> None:
     there: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
-    records.write_atomically(path, lambda temporary: np.savez(temporary, **there))
+    storage.write_atomically(path, lambda temporary: np.savez(temporary, **there))
 
 
 # ---- The steps. ----
@@ -220,9 +218,9 @@ class EmbedShard(_Step):
             rows = self.pool.shard_rows(number)
             with job.timed("embed"):
                 embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
-            records.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
+            storage.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
             text = records.sha256_of_file(path)
-            records.write_atomically(checksum, lambda temporary: temporary.write_text(text))
+            storage.write_atomically(checksum, lambda temporary: temporary.write_text(text))
         yield number
 
     def _load(self) -> Embedder:
@@ -305,8 +303,7 @@ class Scan(_SelectionStep):
 def _read_found(path: Path) -> Found | None:
     """What an interrupted run left, if it is whole: a zip checks its members' CRCs."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return Found(**{name: file[name] for name in file.files})
+        return Found(**records.read_arrays(path))
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -550,10 +547,10 @@ def work_items(job_: Job, anchors: int, blocks: int) -> list[Item]:
 
 def clear_leftovers(job_: Job) -> None:
     """Removes what an interrupted run left and a new one does not continue with."""
-    shutil.rmtree(job_.directory / "triplets", ignore_errors=True)  # without a manifest these are no triplets
-    for other in (job_.directory / "work").glob("*"):
-        if other != job_.work:
-            shutil.rmtree(other)
+    storage.remove(job_.directory / "triplets")  # without a manifest these are no triplets
+    for name in storage.names(job_.directory / "work"):
+        if name != job_.work.name:
+            storage.remove(job_.work.with_name(name))
 
 
 def mine(job_: Job, options: Any) -> dict[str, Any]:
@@ -567,7 +564,7 @@ def mine(job_: Job, options: Any) -> dict[str, Any]:
         )
     clear_leftovers(job_)
     anchors = draw_anchors(job_, pool)
-    records.write_atomically(job_.work / "anchors.npy", lambda path: np.save(path, anchors))
+    storage.write_atomically(job_.work / "anchors.npy", lambda path: np.save(path, anchors))
     shards = -(-len(anchors) * job_.rule.positives // SHARD_PAIRS)
     corpus_shards, blocks = len(pool.split.shards), selection.column_blocks(pool.rows)
     items = work_items(job_, len(anchors), blocks)
@@ -578,7 +575,7 @@ def mine(job_: Job, options: Any) -> dict[str, Any]:
         ("write", shards, lambda: job.count_files(job_.directory / "triplets", ".tfrecord")),
     ):
         worked = job.run(options, lambda pipeline: graph(pipeline, job_, items, corpus_shards, shards))
-    shutil.rmtree(job_.directory / "work", ignore_errors=True)
+    storage.remove(job_.directory / "work")
     manifest = records.read_json(job_.directory / "triplets" / "triplets.json", records.TRIPLETS_FORMAT)
     records.write_json(
         job_.directory / "stats.json",
@@ -622,7 +619,7 @@ def main(argv: list[str]) -> int:
         description="Mine the newest checkpoint's round. Flags of Apache Beam (--runner ...) pass through.",
         allow_abbrev=False,
     )
-    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--run_dir", type=storage.location, required=True)
     what = parser.add_argument_group("what a triplet is")
     what.add_argument("--negatives", default="semi-hard", help="kinds with shares: semi-hard:3,hard:1 (semi-hard)")
     what.add_argument(
@@ -674,7 +671,8 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
-    if records.manifest_path(run_dir, number).exists():
+    manifest_path = records.manifest_path(run_dir, number)
+    if manifest_path.exists() and not records.is_torn(manifest_path, job_.directory / "work"):
         return already_mined(job_, corpus)
     manifest = mine(job_, options)
     command.note(**facts(manifest))
@@ -701,7 +699,7 @@ def already_mined(job_: Job, corpus: Corpus) -> int:
                 f"round {job_.round} is mined already with {name} {found}, asked for {expected}. Train it, or remove "
                 f"{directory} to mine it again."
             )
-    shutil.rmtree(job_.directory / "work", ignore_errors=True)  # if the run that mined was killed just then
+    storage.remove(job_.directory / "work")  # if the run that mined was killed just then
     command.note(**facts(manifest))
     print(f"round {job_.round} is mined already; nothing to do")
     print(summary(manifest, job_.run_dir))

@@ -25,6 +25,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from pipeline import storage
+from pipeline.storage import InputError as InputError
+
 CORPUS_FORMAT = "triplet-miner-corpus/1"
 TRIPLETS_FORMAT = "triplet-miner-triplets/1"
 METRIC = "squared euclidean of L2-normalised embeddings on a grid of 2^-11"
@@ -32,10 +35,6 @@ SCOPES = ("corpus", "pack")  # a triplet's scope is stored as its position here
 SPLITS = ("train", "validation", "eval")
 INDEX = np.dtype([("offset", "<i8"), ("length", "<i8"), ("content", "<i8"), ("group", "<i8")])
 _HEADER, _FOOTER = 12, 4  # a TFRecord is length (8), its CRC (4), data, the data's CRC (4)
-
-
-class InputError(Exception):
-    """Something a user gave is wrong. The message says what was found, where, and what to do."""
 
 
 def import_tensorflow() -> Any:
@@ -63,30 +62,9 @@ def import_tensorflow() -> Any:
 # ---- Files. ----
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> Any:
-    """Lets `write` fill a temporary file beside `path`, then renames it: readers see all of it or nothing.
-
-    The bytes are on the disk before the name is, so that a power failure cannot leave a name without them.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: Keras and NumPy look at it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{os.urandom(4).hex()}.tmp{path.suffix}")
-    try:
-        result = write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk names no file
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
-    return result
-
-
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    storage.write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path, expected_format: str) -> dict[str, Any]:
@@ -100,8 +78,22 @@ def read_json(path: Path, expected_format: str) -> dict[str, Any]:
     return value
 
 
+def is_torn(manifest: Path, unfinished: Path) -> bool:
+    """Whether a manifest was cut off as it was written: no JSON, and what goes after it is written is still there.
+
+    On a disk, and on most object stores, that does not happen.
+    """
+    if not manifest.exists() or not unfinished.exists():
+        return False
+    try:
+        json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
+    return False
+
+
 def sha256_of_file(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -111,13 +103,20 @@ def sha256_of_json(value: Any) -> str:
 
 def open_array(path: Path) -> np.ndarray:
     """A .npy file of ours, mapped: only what is looked at is read."""
-    return _open_array(path, path.stat().st_mtime_ns)
+    local = storage.local_copy(path)
+    return _open_array(local, local.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
 def _open_array(path: Path, modified: int) -> np.ndarray:
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an .npz file."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 # ---- TFRecords (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). ----
@@ -143,7 +142,7 @@ def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
             raise OSError(f"{path}: {error.message}") from None
         return count, temporary.stat().st_size, sha256_of_file(temporary)
 
-    count, size, checksum = write_atomically(path, write)
+    count, size, checksum = storage.write_atomically(path, write)
     return {"file": path.name, "records": count, "bytes": size, "sha256": checksum}
 
 
@@ -154,7 +153,7 @@ def read_records(path: Path) -> Iterator[bytes]:
       InputError: naming the file, the record's number and what is wrong with it.
     """
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         number = position = 0
         while position < size:
             what = f"{path}: record {number} at byte {position}"
@@ -183,6 +182,10 @@ def read_records_at(path: Path, offsets: Sequence[int], lengths: Sequence[int]) 
     """The records at these offsets (of their headers) with these data lengths, CRC checked."""
     if not path.stat().st_size:
         raise InputError(f"{path} is empty; it was to hold {len(offsets)} records. Make it again.")
+    if not storage.is_local(path):
+        ends = [offset + _HEADER + length + _FOOTER for offset, length in zip(offsets, lengths, strict=True)]
+        parts = storage.read_ranges(path, offsets, ends)
+        return [_checked(part[_HEADER:], path, offset) for part, offset in zip(parts, offsets, strict=True)]
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return [
             _checked(data[offset + _HEADER : offset + _HEADER + length + _FOOTER], path, offset)
@@ -383,7 +386,7 @@ def manifest_path(run_dir: Path, number: int) -> Path:
 
 def newest_round(run_dir: Path, path: Callable[[Path, int], Path]) -> int | None:
     """The highest round that has the file named by `checkpoint_path` or `manifest_path`."""
-    numbers = [int(entry.name) for entry in (run_dir / "rounds").glob("[0-9][0-9][0-9][0-9]")]
+    numbers = [int(name) for name in storage.names(run_dir / "rounds") if name.isdigit()]
     return max((number for number in numbers if path(run_dir, number).exists()), default=None)
 
 
@@ -408,11 +411,12 @@ def load_checkpoint(path: Path) -> Any:
 
     if not path.exists():
         raise InputError(f"{path} is missing. Make a first checkpoint: python -m trainer.train --run_dir ... --init")
-    if not zipfile.is_zipfile(path):
+    local = storage.local_copy(path)
+    if not zipfile.is_zipfile(local):
         size = path.stat().st_size
         raise InputError(f"{path} is not a Keras model: {size:,} bytes, no zip archive. Put the .keras file back.")
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return keras.saving.load_model(local, compile=False, safe_mode=True)
     except (ValueError, TypeError, OSError, KeyError) as error:
         raise InputError(f"{path} is not a Keras model that can be loaded: {str(error)[:500]}") from None
 
@@ -480,7 +484,7 @@ def _as_text(value: bytes) -> str:
 
 def verify(directory: Path) -> int:
     """Checks every manifest below a directory: its shards' checksums, CRCs and record counts. Returns problems."""
-    manifests = sorted([*directory.rglob("corpus.json"), *directory.rglob("triplets.json")])
+    manifests = sorted([*directory.glob("**/corpus.json"), *directory.glob("**/triplets.json")], key=str)
     if not manifests:
         raise InputError(f"no corpus.json or triplets.json below {directory}. Name a run directory, or a part of one.")
     problems = 0
@@ -500,8 +504,10 @@ def verify(directory: Path) -> int:
                 print(f"BAD  {error}")
                 problems += 1
         listed = {entry["file"] for entry in shards}
-        for extra in sorted(p for p in path.parent.glob("[!.]*.tfrecord") if p.name not in listed):
-            print(f"BAD  {extra} is not listed in {path}. Readers leave it alone; remove it.")
+        for extra in sorted(set(storage.names(path.parent)) - listed):
+            if extra.startswith(".") or not extra.endswith(".tfrecord"):
+                continue
+            print(f"BAD  {path.parent / extra} is not listed in {path}. Readers leave it alone; remove it.")
             problems += 1
         print(f"{path}: {len(shards)} shards, {records} records checked")
     print("everything as listed" if not problems else f"{problems} problems")
@@ -512,10 +518,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.records", description="Look at what is on disk.")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("inspect", help="a table of a TFRecord file's first records")
-    one.add_argument("file", type=Path)
+    one.add_argument("file", type=storage.location)
     one.add_argument("--limit", type=int, default=3, help="records to show (3)")
     two = commands.add_parser("verify", help="counts and checksums against the manifests below a directory")
-    two.add_argument("directory", type=Path)
+    two.add_argument("directory", type=storage.location)
     arguments = parser.parse_args(argv)
     if arguments.command == "inspect":
         if not arguments.file.is_file():

@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pipeline import command, records
+from pipeline import command, records, storage
 from pipeline.records import InputError
 from pipeline.worker import Worker
 
@@ -32,7 +32,7 @@ class StepFailed(Exception):
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.rounds", description=__doc__.splitlines()[0])
-    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--run_dir", type=storage.location, required=True)
     parser.add_argument("--rounds", type=int, default=3, help="how many to train, at most (3)")
     parser.add_argument("--patience", type=int, help="end after so many rounds without a better validation MAP@R")
     parser.add_argument("--overlap", action="store_true", help="mine and train side by side")
@@ -190,7 +190,7 @@ class Rounds:
         number = max(history, key=lambda n: (history[n], -n)) if history else newest
         source = records.checkpoint_path(self.run_dir, number)
         target = self.run_dir / "best" / "model.keras"
-        records.write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+        storage.write_atomically(target, lambda temporary: shutil.copyfile(storage.local_copy(source), temporary))
         told = {"format": BEST_FORMAT, "round": number, "validation_map_at_r": history.get(number)}
         records.write_json(target.with_name("best.json"), told)
         command.note(best=told)

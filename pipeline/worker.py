@@ -60,9 +60,10 @@ class Worker:
         if self._process and self._process.poll() is None:
             return
         read, write = os.pipe()
+        kept = [write, self._lock] if self._lock >= 0 else [write]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.worker", str(write), self._module, *(["quiet"] if self._quiet else [])],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, pass_fds=(write, self._lock),
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, pass_fds=kept,
             env=os.environ | ({"TTY_COMPATIBLE": "0"} if self._quiet else {}),
         )  # fmt: skip
         os.close(write)

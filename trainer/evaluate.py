@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import command, records
+from pipeline import command, records, storage
 from pipeline.embed import Embedder, decode_records
 from pipeline.records import Corpus, InputError, Split, import_tensorflow
 from pipeline.selection import to_grid
@@ -106,7 +106,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--run_dir", type=storage.location, required=True)
     parser.add_argument("--round", type=int, nargs="+", help="whose checkpoints (the newest)")
     parser.add_argument("--split", choices=records.SPLITS, default="eval")
     parser.add_argument("--pixels", action="store_true", help="also the payload itself, by cosine")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import command, records
+from pipeline import command, records, storage
 
 SAVE_SECONDS = 10.0  # between two saves, at the least; longer where saving takes long
 SAVING_SHARE = 0.02  # of the time, at the most
@@ -20,8 +20,7 @@ SAVING_SHARE = 0.02  # of the time, at the most
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return records.read_arrays(path)
     except FileNotFoundError:
         return None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile):
@@ -33,7 +32,7 @@ def _write(path: Path, variables: dict[str, Any], **others: str) -> None:
     values: dict[str, Any] = {name: np.array(text) for name, text in others.items()}
     for group, of_it in variables.items():
         values |= {f"{group}/{i:05d}": variable.numpy() for i, variable in enumerate(of_it)}
-    records.write_atomically(path, lambda temporary: np.savez(temporary, **values))
+    storage.write_atomically(path, lambda temporary: np.savez(temporary, **values))
 
 
 def save_optimizer(optimizer: Any, directory: Path, digest: str) -> None:

@@ -6,9 +6,11 @@ python -m trainer.train --run_dir D                     the newest mined round
 """
 
 import argparse
+import functools
 import itertools
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import command, records
+from pipeline import command, records, storage
 from pipeline.embed import Embedder, network_input_shape
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
@@ -51,7 +53,7 @@ def device_name() -> str:
 
 def save_checkpoint(model: Any, path: Path) -> str:
     """Writes a .keras file atomically. Returns its digest."""
-    records.write_atomically(path, model.save)
+    storage.write_atomically(path, model.save)
     return records.checkpoint_digest(model)
 
 
@@ -66,7 +68,7 @@ def first_model(arguments: argparse.Namespace, corpus: Corpus) -> Any:
     name = arguments.model or build.__name__
     shape = network_input_shape(model, corpus.features, name)
     settle_statistics(model, corpus, shape, arguments.seed)
-    with tempfile.TemporaryDirectory(dir=arguments.run_dir, prefix=".first.tmp") as scratch:
+    with tempfile.TemporaryDirectory(dir=storage.scratch_in(arguments.run_dir), prefix=".first.tmp") as scratch:
         path = Path(scratch, "model.keras")
         model.save(path)
         Embedder(path, corpus)(corpus.split("train").read(np.arange(1)))  # better refused now than when mining
@@ -82,6 +84,7 @@ def init(arguments: argparse.Namespace, corpus: Corpus) -> int:
             raise InputError(f"{path} is there already. Remove {path.parent} to choose another --model.")
         print(f"{path} is there already; nothing to do")
         return 0
+    records.check_split(corpus.split("train"))
     digest = save_checkpoint(first_model(arguments, corpus), path)
     print(f"  {path} ({digest[:12]})   next: python -m pipeline.mine --run_dir {arguments.run_dir}")
     return 0
@@ -193,10 +196,10 @@ def steps_at(run_dir: Path, number: int) -> int:
     return int(records.read_json(path, METRICS_FORMAT)["total_steps"]) if path.exists() else 0
 
 
-def validation_map(model: Any, corpus: Corpus, scratch_in: Path) -> float:
+def validation_map(model: Any, corpus: Corpus, run_dir: Path) -> float:
     """MAP@R on the validation split, of the model as mining would see it."""
     split = corpus.split("validation")
-    with tempfile.TemporaryDirectory(dir=scratch_in, prefix=".validation.tmp") as scratch:
+    with tempfile.TemporaryDirectory(dir=storage.scratch_in(run_dir), prefix=".validation.tmp") as scratch:
         path = Path(scratch, "model.keras")
         model.save(path)
         embeddings = Embedder(path, corpus)(split.read(np.arange(split.rows)))
@@ -215,6 +218,7 @@ class Round:
     model: Any
     shape: tuple[int, ...]
     run_dir: Path
+    triplets: Path  # a local directory with the round's shards
 
     @property
     def train_dir(self) -> Path:
@@ -222,15 +226,15 @@ class Round:
 
     def batches(self, arguments: argparse.Namespace, epoch: int, first_batch: int = 0) -> Any:
         seed = int(draw_key(arguments.seed, self.number, f"epoch/{epoch}")) & 0x7FFFFFFF
-        directory = records.manifest_path(self.run_dir, self.mined).parent
         return triplet_batches(
-            directory, self.manifest, self.shape, arguments.batch_rows, seed, first_batch, pad=arguments.jit
+            self.triplets, self.manifest, self.shape, arguments.batch_rows, seed, first_batch, pad=arguments.jit
         )
 
 
-def open_round(run_dir: Path, mined: int, number: int, corpus: Corpus) -> Round:
-    """Opens a mined round and a checkpoint, each checked against what the manifest says of it."""
-    manifest = records.open_triplets(run_dir, mined, corpus)
+def open_round(
+    run_dir: Path, mined: int, number: int, corpus: Corpus, manifest: dict[str, Any], triplets: Path
+) -> Round:
+    """Opens a checkpoint for a mined round, whose own checkpoint is compared with the manifest."""
     source = records.checkpoint_path(run_dir, mined)
     model = records.load_checkpoint(source)
     digest = records.checkpoint_digest(model)
@@ -246,7 +250,7 @@ def open_round(run_dir: Path, mined: int, number: int, corpus: Corpus) -> Round:
     shape = network_input_shape(model, corpus.features, source)
     return Round(
         corpus=corpus, mined=mined, number=number, manifest=manifest, digest=digest, model=model, shape=shape,
-        run_dir=run_dir,
+        run_dir=run_dir, triplets=triplets,
     )  # fmt: skip
 
 
@@ -263,16 +267,18 @@ def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
     if target.exists():
         print(f"round {number} is trained already: {target}\n  next: python -m pipeline.mine --run_dir {run_dir}")
         return 0
+    manifest = records.open_triplets(run_dir, mined, corpus)
+    if arguments.batch_rows < manifest["pack_rows"]:
+        raise InputError(f"--batch_rows {arguments.batch_rows} is less than a pack's {manifest['pack_rows']} rows")
+    files = [shard["file"] for shard in manifest["shards"]]
     strategy = strategy_for(tf.config.list_physical_devices("GPU"))
-    with strategy.scope():
-        round_ = open_round(run_dir, mined, number, corpus)
-        optimizer = keras.optimizers.Adam(arguments.learning_rate)
-        restore_optimizer(optimizer, round_.model, records.checkpoint_path(run_dir, number).parent, round_.digest)
-    pack_rows = round_.manifest["pack_rows"]
-    if arguments.batch_rows < pack_rows:
-        raise InputError(f"--batch_rows {arguments.batch_rows} is less than a pack's {pack_rows} rows")
-    keras.utils.set_random_seed(arguments.seed)
-    return train_round(arguments, round_, optimizer, strategy)
+    with storage.fetched(records.manifest_path(run_dir, mined).parent, files) as triplets:
+        with strategy.scope():
+            round_ = open_round(run_dir, mined, number, corpus, manifest, triplets)
+            optimizer = keras.optimizers.Adam(arguments.learning_rate)
+            restore_optimizer(optimizer, round_.model, records.checkpoint_path(run_dir, number).parent, round_.digest)
+        keras.utils.set_random_seed(arguments.seed)
+        return train_round(arguments, round_, optimizer, strategy)
 
 
 def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, strategy: Any) -> int:
@@ -291,7 +297,8 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
     resumed = state.restore()
     spec = round_.batches(arguments, 0).element_spec
     step = Step(model, optimizer, arguments.loss, margin, strategy, spec, arguments.jit)
-    log = tf.summary.create_file_writer(str(train_dir / "logs"))
+    logs = train_dir / "logs" if storage.is_local(train_dir) else round_.triplets / "logs"
+    log = tf.summary.create_file_writer(str(logs))
     print(
         f"training round {round_.number} on {device_name()}: {manifest['triplets']:,} triplets in "
         f"{manifest['packs']:,} packs" + ("" if round_.mined == round_.number else f", mined in round {round_.mined}")
@@ -355,6 +362,9 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
             print(f"  the round ends after epoch {epoch + 1}: {END[stopped_by]}")
             break
     log.close()
+    if logs.parent != train_dir:
+        for path in logs.iterdir():
+            storage.write_atomically(train_dir / "logs" / path.name, functools.partial(shutil.copyfile, path))
     epochs, rows = progress["epochs"], progress["rows"]
     digest = records.checkpoint_digest(model)
     total = steps_before + progress["step"]
@@ -402,7 +412,7 @@ def line_of_epoch(epoch: int, done: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--run_dir", type=storage.location, required=True)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--init", action="store_true", help="write round 0's checkpoint with seeded weights")
     mode.add_argument("--online", action="store_true", help="warm up round 0's checkpoint on in-batch triplets")
