@@ -13,6 +13,7 @@
 
 import argparse
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -297,4 +298,6 @@ def run(main: Callable[[list[str]], int]) -> None:
     """Runs a command as this process."""
     listen()
     note(command=Path(sys.argv[0]).stem, arguments=sys.argv[1:])
-    sys.exit(once(main, sys.argv[1:]))
+    code = once(main, sys.argv[1:])
+    gc.freeze()  # else the interpreter spends a second on a last search for garbage among TensorFlow's objects
+    sys.exit(code)

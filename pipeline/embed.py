@@ -1,7 +1,6 @@
 """Records in, embeddings out: the one preprocessing and forward pass of mining, training and evaluation."""
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pipeline.records import Corpus, InputError, import_tensorflow, load_checkpo
 from pipeline.selection import to_grid
 
 BATCH = 256
+CALLS = 2  # batches under way at once: what one call leaves of the cores, decoding or between layers, another takes
 
 
 def decode(features: dict[str, dict[str, Any]], payload: Any, input_shape: tuple[int, ...]) -> Any:
@@ -80,31 +80,22 @@ class Embedder:
         self.dim = int(self.model.output_shape[1])
 
         @tf.function(input_signature=[tf.TensorSpec([BATCH], tf.string)])  # type: ignore[untyped-decorator]
-        def decode_batch(records: Any) -> Any:
-            return decode_records(corpus.features, records, shape)
+        def embed_batch(records: Any) -> Any:
+            return self.model(decode_records(corpus.features, records, shape), training=False)
 
-        @tf.function(input_signature=[tf.TensorSpec([BATCH, *shape], tf.float32)])  # type: ignore[untyped-decorator]
-        def forward(inputs: Any) -> Any:
-            return self.model(inputs, training=False)
-
-        self._decode, self._forward = decode_batch, forward
+        self._embed_batch = embed_batch
 
     def __call__(self, records: list[bytes], first_row: int = 0) -> np.ndarray:
         """float32 [n, dim], L2-normalised, on the grid. `first_row` only names rows in errors."""
         tf = import_tensorflow()
 
-        def decoded(start: int) -> Any:
+        def embed(start: int) -> np.ndarray:
             batch = records[start : start + BATCH]
-            return self._decode(tf.constant(batch + [batch[-1]] * (BATCH - len(batch))))
+            vectors: np.ndarray = self._embed_batch(tf.constant(batch + [batch[-1]] * (BATCH - len(batch)))).numpy()
+            return vectors
 
-        parts = []
-        with ThreadPoolExecutor(1) as pool:  # decodes one batch ahead of the network
-            ahead: deque[Future[Any]] = deque()
-            for start in range(0, len(records) + BATCH, BATCH):
-                if start < len(records):
-                    ahead.append(pool.submit(decoded, start))
-                if start:
-                    parts.append(self._forward(ahead.popleft().result()).numpy())
+        with ThreadPoolExecutor(CALLS) as pool:
+            parts = list(pool.map(embed, range(0, len(records), BATCH)))
         embeddings = np.concatenate(parts)[: len(records)] if parts else np.empty((0, self.dim), np.float32)
         norm = np.linalg.norm(embeddings, axis=1)
         bad = np.flatnonzero(~(np.abs(norm - 1) < 1e-3))

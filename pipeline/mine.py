@@ -8,13 +8,13 @@ The graph is `graph` below. Embeddings and references travel through its shuffle
 import argparse
 import collections
 import functools
-import itertools
 import json
 import os
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ ITEM_BLOCKS = 8  # anchor blocks of a work item
 ITEM_COLUMNS = 64  # column blocks of a work item, for `nearest`
 SHARD_PAIRS = 4096  # anchor-positive pairs for which a triplet shard is made
 CACHE_BYTES = 256 << 20  # column blocks kept per process
+SCOPE_KINDS = [f"{scope}/{kind}" for scope in records.SCOPES for kind in selection.KINDS]
 PAYLOAD_BYTES = 64 << 20  # payload held at a time while a shard is written
 
 
@@ -398,37 +399,41 @@ class WritePacks(_Step):
         triplets = triplets.take(packs.hash_order(rule, triplets))
         own, other = split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative)
         rows, row_starts, starts = packs.assemble(rule, triplets, own, other, self.job.pack_rows, number)
-        counts = {"packs": len(row_starts) - 1, "rows": len(rows), "pack_skipped": 0, "pack_guarded": 0}
+        counts = [{"packs": len(row_starts) - 1, "rows": len(rows), "pack_skipped": 0, "pack_guarded": 0}]
         most = 0
 
-        def serialised() -> Iterator[bytes]:
+        def made(pack: int, block: Block, label: np.ndarray) -> tuple[int, bytes]:
+            corpus, skipped = triplets.take(slice(starts[pack], starts[pack + 1])), {"skipped": 0, "guarded": 0}
+            if lone:
+                chosen = packs.lone(corpus)
+            else:
+                chosen, skipped = packs.fill_pack(rule, block, label, corpus, f"{number}/{pack}")
+            found = {f"pack_{name}": count for name, count in skipped.items()}
+            of_each = np.bincount(chosen["scope"] * len(selection.KINDS) + chosen["kind"], minlength=len(SCOPE_KINDS))
+            found |= zip(SCOPE_KINDS, of_each.tolist(), strict=True)
+            counts.append(found)
+            return len(chosen["kind"]), records.make_example(
+                {"row": block.row, **self.payload.features(block.row), **chosen}
+            )
+
+        def serialised(pool: ThreadPoolExecutor) -> Iterator[bytes]:
             nonlocal most
             for first, last in packs.chunks(split.codes("length", rows), row_starts, PAYLOAD_BYTES):
-                begin, end = row_starts[first], row_starts[last]
-                self.payload.load(rows[begin:end])
-                block, label = self.pool.block(rows[begin:end]), split.class_of(rows[begin:end])
-                for pack in range(first, last):
-                    here = slice(row_starts[pack] - begin, row_starts[pack + 1] - begin)
-                    corpus = triplets.take(slice(starts[pack], starts[pack + 1]))
-                    if lone:
-                        chosen = packs.lone(corpus)
-                    else:
-                        name = f"{number}/{pack}"
-                        chosen, skipped = packs.fill_pack(rule, block.take(here), label[here], corpus, name)
-                        counts["pack_skipped"] += skipped["skipped"]
-                        counts["pack_guarded"] += skipped["guarded"]
-                    for scope, kind in itertools.product(range(len(records.SCOPES)), range(len(selection.KINDS))):
-                        name = f"{records.SCOPES[scope]}/{selection.KINDS[kind]}"
-                        of_it = (chosen["scope"] == scope) & (chosen["kind"] == kind)
-                        counts[name] = counts.get(name, 0) + int(of_it.sum())
-                    most = max(most, len(chosen["kind"]))
-                    row = block.row[here]
-                    yield records.make_example({"row": row, **self.payload.features(row), **chosen})
+                begin = row_starts[first]
+                read = rows[begin : row_starts[last]]
+                self.payload.load(read)
+                block, label = self.pool.block(read), split.class_of(read)
+                here = [slice(row_starts[pack] - begin, row_starts[pack + 1] - begin) for pack in range(first, last)]
+                blocks, labels = map(block.take, here), (label[cut] for cut in here)
+                for size, example in pool.map(made, range(first, last), blocks, labels):
+                    most = max(most, size)
+                    yield example
 
         path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
-        with selection.one_blas_thread(), job.timed("write"):
-            entry = records.write_records(path, serialised())
-        yield number, {**entry, "max_pack_triplets": most}, counts  # so that a trainer can pad to one shape
+        with selection.one_blas_thread(), job.timed("write"), ThreadPoolExecutor(self.job.threads) as pool:
+            entry = records.write_records(path, serialised(pool))
+        entry["max_pack_triplets"] = most  # so that a trainer can pad to one shape
+        yield number, entry, _sum_counts(counts)
 
 
 def _sum_counts(counts: Any) -> dict[str, int]:
