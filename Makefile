@@ -9,7 +9,7 @@ PYTHON ?= python3.11
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock corpus warmup mine train rounds evaluate test test-all test-faults lint clean bench-selection
+.PHONY: help setup lock corpus warmup mine train rounds evaluate test test-all test-faults lint clean bench-selection bench-trainer
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -76,6 +76,10 @@ runs/fashion-mnist: # the IDX files from Debian's package, without installing it
 
 bench-selection: .venv/bench-installed $(FASHION_MNIST) ## selection against sgemm, FAISS and its own parts (about 25 minutes)
 	@$(PY) -m benchmarks.selection --fashion_mnist "$(FASHION_MNIST)" $(if $(OMNIGLOT),--omniglot "$(OMNIGLOT)") $(ARGS)
+
+bench-trainer: .venv/bench-installed ## reading, rounds and image passes on Omniglot (about 20 minutes)
+	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
+	@$(PY) -m benchmarks.trainer --omniglot $(OMNIGLOT) $(ARGS)
 
 clean: ## remove .venv, caches and runs/digits
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/digits

@@ -11,20 +11,23 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """value: a ratio. bound: what it may be at most; None where it is only reported."""
+    """bound: what `value` may be at most, or with at_least what it must be; None where it is only reported."""
 
     what: str
     value: float
     bound: float | None = None
+    at_least: bool = False
     note: str = ""
 
     @property
     def verdict(self) -> str:
-        return "-" if self.bound is None else "PASS" if self.value <= self.bound else "SHORT"
+        if self.bound is None:
+            return "-"
+        return "PASS" if (self.value >= self.bound if self.at_least else self.value <= self.bound) else "SHORT"
 
 
 def show(row: Row) -> None:
-    bound = "" if row.bound is None else f"<= {row.bound:g}"
+    bound = "" if row.bound is None else f"{'>=' if row.at_least else '<='} {row.bound:g}"
     print(f"{row.what:<68}{row.value:>9.3f}{bound:>9}  {row.verdict:<6}{row.note}", flush=True)
 
 

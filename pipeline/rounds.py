@@ -112,7 +112,8 @@ class Rounds:
             with self.changed:
                 self.changed.notify_all()
             if self.validates:
-                self.call(self.trainer, "trainer.evaluate", "--round", number + 1, "--split", "validation")
+                which = ("--round", number + 1, "--split", "validation", "--retrieval_only")
+                self.call(self.trainer, "trainer.evaluate", *which)
             print(self.line(number), flush=True)
             self.stop_if_collapsed(number)
             if self.validates and self.rounds_without_gain(number + 1) >= (self.arguments.patience or math.inf):

@@ -27,7 +27,7 @@ from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
 from trainer import losses, models
 from trainer.data import online_batches, packs_per_batch, triplet_batches, usable_classes
-from trainer.evaluate import retrieval
+from trainer.evaluate import embed_split, retrieval
 from trainer.state import Resumable, restore_optimizer, save_optimizer
 from trainer.step import Step, mixed_precision, strategy_for
 
@@ -202,7 +202,7 @@ def validation_map(model: Any, corpus: Corpus, run_dir: Path) -> float:
     with tempfile.TemporaryDirectory(dir=storage.scratch_in(run_dir), prefix=".validation.tmp") as scratch:
         path = Path(scratch, "model.keras")
         model.save(path)
-        embeddings = Embedder(path, corpus)(split.read(np.arange(split.rows)))
+        embeddings = embed_split(Embedder(path, corpus), split)
     return retrieval(embeddings, split.class_of(np.arange(split.rows)))["map_at_r"]
 
 
@@ -366,6 +366,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
         for path in logs.iterdir():
             storage.write_atomically(train_dir / "logs" / path.name, functools.partial(shutil.copyfile, path))
     epochs, rows = progress["epochs"], progress["rows"]
+    per_pass = {scope: sum(kinds.values()) / manifest["rows"] for scope, kinds in manifest["counts"].items()}
     digest = records.checkpoint_digest(model)
     total = steps_before + progress["step"]
     records.write_json(
@@ -374,6 +375,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
             "format": METRICS_FORMAT, "round": round_.number, "mined_round": round_.mined, "device": device_name(),
             "replicas": replicas, "margin": margin, **shaping, "steps": progress["step"], "total_steps": total,
             "staleness": [stale, stale + progress["step"] - 1], "image_passes": rows,
+            "triplets_per_image_pass": per_pass,
             "fresh_active_share": progress["fresh"], "epochs": epochs, "stopped_by": stopped_by,
             "seconds": round(time.time() - started, 2),
             "checkpoint_digest": round_.digest, "next_checkpoint_digest": digest,
@@ -384,8 +386,8 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
     save_checkpoint(model, target)
     state.forget()
     command.note(round=round_.number, steps=progress["step"], loss=epochs[-1]["loss"], checkpoint_digest=digest)
-    per_pass, seconds = sum(epoch["triplets"] for epoch in epochs) / rows, time.time() - started
-    print(f"  {progress['step']} steps, {rows:,} image passes, {per_pass:.2f} triplets each, {seconds:.0f} s")
+    each = " + ".join(f"{value:.2f} of scope {scope}" for scope, value in per_pass.items())
+    print(f"  {progress['step']} steps, {rows:,} image passes with {each} each, {time.time() - started:.0f} s")
     print(f"  {target}   next: python -m pipeline.mine --run_dir {round_.run_dir}")
     return 0
 
