@@ -9,7 +9,7 @@ PYTHON ?= python3.11
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock corpus warmup mine train rounds evaluate test test-all test-faults lint clean bench-selection bench-trainer
+.PHONY: help setup lock corpus warmup mine train rounds evaluate test test-all test-faults lint clean bench-selection bench-trainer bench-quality bench-peers
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -30,6 +30,8 @@ lock: .venv/installed ## resolve setup.py's ranges again into requirements.lock
 	  --no-emit-find-links --upgrade --extra test setup.py requirements.in -o requirements.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-find-links --extra test --extra bench setup.py requirements.in -c requirements.lock -o requirements-bench.lock
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-find-links --upgrade benchmarks/peers.in -o requirements-peers.lock
 
 # Ingests if there is no corpus yet; a SOURCE that was asked for is compared with the corpus there is.
 corpus: .venv/installed
@@ -75,12 +77,25 @@ runs/fashion-mnist: # the IDX files from Debian's package, without installing it
 	@dpkg -x runs/.debian/*.deb runs/.debian && mv runs/.debian/usr/share/datasets/fashion-mnist $@ && rm -rf runs/.debian
 
 bench-selection: .venv/bench-installed $(FASHION_MNIST) ## selection against sgemm, FAISS and its own parts (about 25 minutes)
-	@$(PY) -m benchmarks.selection --fashion_mnist "$(FASHION_MNIST)" $(if $(OMNIGLOT),--omniglot "$(OMNIGLOT)") $(ARGS)
+	@$(PY) -m benchmarks.selection --fashion_mnist "$(FASHION_MNIST)" $(if $(OMNIGLOT),--omniglot "$(firstword $(OMNIGLOT))") $(ARGS)
+
+bench-quality: .venv/bench-installed $(FASHION_MNIST) ## packs against in-batch mining (OMNIGLOT="A.zip B.zip"; ARGS=--full: over an hour)
+	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
+	@$(PY) -m benchmarks.quality --omniglot $(OMNIGLOT) --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
+
+.venv-peers/installed: requirements-peers.lock
+	@echo "making .venv-peers: PyPI has torch for Linux on x86-64 only with CUDA, 6 GB on disk"
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-peers.lock
+	@touch $@
+
+bench-peers: .venv/bench-installed .venv-peers/installed $(FASHION_MNIST) ## the miners of other libraries on the same embeddings
+	@$(PY) -m benchmarks.peers --fashion_mnist "$(FASHION_MNIST)" --python .venv-peers/bin/python $(ARGS)
 
 bench-trainer: .venv/bench-installed ## reading, rounds and image passes on Omniglot (about 20 minutes)
 	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
 	@$(PY) -m benchmarks.trainer --omniglot $(OMNIGLOT) $(ARGS)
 
 clean: ## remove .venv, caches and runs/digits
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/digits
+	rm -rf .venv .venv-peers build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/digits
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

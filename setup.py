@@ -22,7 +22,7 @@ setup(
         "universal-pathlib>=0.2.6",
     ],
     extras_require={
-        "bench": ["faiss-cpu>=1.9"],
+        "bench": ["faiss-cpu>=1.9", "matplotlib>=3.9"],
         "gs": ["gcsfs>=2024.6"],
         "hdfs": ["pyarrow>=14"],
         "s3": ["s3fs>=2024.6"],

@@ -1,12 +1,15 @@
 """A benchmark's rows: printed as a table with bounds, written as JSON, turned into an exit code."""
 
 import json
+import os
 import platform
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+PACKAGES = ("numpy", "numba", "tensorflow", "apache-beam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +34,20 @@ def show(row: Row) -> None:
     print(f"{row.what:<68}{row.value:>9.3f}{bound:>9}  {row.verdict:<6}{row.note}", flush=True)
 
 
-def finish(name: str, rows: list[Row]) -> int:
-    """Writes benchmarks/results/NAME.json. Returns 1 when a row is short."""
+def finish(name: str, rows: list[Row], versions: dict[str, str] | None = None, **details: object) -> int:
+    """Writes benchmarks/results/NAME.json, `details` too. Returns 1 when a row is short.
+
+    versions: of packages that another environment holds.
+    """
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
     result = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
         "machine": cpu,
-        "versions": {package: version(package) for package in ("numpy", "numba", "tensorflow", "apache-beam")},
+        "cores": os.cpu_count(),
+        "versions": {name: version(name) for name in PACKAGES} | (versions or {}),
         "rows": [{**asdict(row), "verdict": row.verdict} for row in rows],
+        **details,
     }
     path = Path(__file__).parent / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)

@@ -1,0 +1,90 @@
+"""Puts the results of `make bench-quality bench-peers` into docs/results/ and into README.md.
+
+    python -m benchmarks.publish
+
+README's section between the two marker comments is written anew from the JSON files; nothing in it is typed by hand.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs" / "results"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- benchmarks.publish: begin -->", "<!-- benchmarks.publish: end -->"
+
+
+def provenance(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return f"{result['date']}, {result['cores']} cores of an {result['machine']}; {versions}."
+
+
+def bounds(result: dict[str, Any]) -> list[str]:
+    lines = ["| | value | bound | |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        bound = "" if row["bound"] is None else f"{'>=' if row['at_least'] else '<='} {row['bound']:g}"
+        value = f"{row['value']:+.3f}" if "MAP@R" in row["what"] else f"{row['value']:.2f}"
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(f"| {row['what']}{note} | {value} | {bound} | {row['verdict']} |")
+    return lines
+
+
+def quality(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, table in result["tables"].items():
+        lines += [
+            f"{name}, about {result['passes']:,} image passes, mean and standard deviation of "
+            f"{len(next(iter(table.values()))['runs'])} seeds:", "",
+            "| | R@1 | MAP@R | image passes | forward passes of mining | triplets | seconds |",
+            "|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        for key, row in table.items():
+            what = "in-batch, given mining's passes too" if key == "online-counted" else row["recipe"]
+            shown = [f"{row[m][0]:.3f} ± {row[m][1]:.3f}" for m in ("recall_at_1", "map_at_r")]
+            shown += [f"{row[m][0]:,.0f}" if row[m][0] else "" for m in ("passes", "mined", "triplets", "seconds")]
+            lines.append(f"| {what} | " + " | ".join(shown) + " |")
+        lines.append("")
+    return [*lines, *bounds(result), "", "![MAP@R over image passes](docs/quality.png)", "", provenance(result)]
+
+
+def peers(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, table in result["tables"].items():
+        lines += [
+            f"{name}:", "",
+            "| | seconds, whole command | without imports | peak MB | triplets | valid | semi-hard | own class |",
+            "|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        for what, row in table.items():
+            shares = " | ".join(f"{row[key]:.1%}" for key in ("valid", "semi_hard", "same_label"))
+            lines.append(f"| {what} | {row['seconds']:.1f} | {row['work']:.1f} | {row['peak_mb']:,.0f} | "
+                         f"{row['triplets']:,} | {shares} |")  # fmt: skip
+        lines.append("")
+    lines += bounds(result) + [""]
+    lines += [f"- {name}: {can}." for name, can in result["can"].items()]
+    return [*lines, "", provenance(result)]
+
+
+def main() -> int:
+    DOCS.mkdir(parents=True, exist_ok=True)
+    lines = [BEGIN]
+    for name, section in (("quality", quality), ("peers", peers)):
+        new = HERE / "results" / f"{name}.json"
+        if new.exists():
+            shutil.copyfile(new, DOCS / new.name)
+        if (DOCS / new.name).exists():
+            lines += ["", *section(json.loads((DOCS / new.name).read_text()))]
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        print(f"{README} lacks the lines {BEGIN} and {END}", file=sys.stderr)
+        return 1
+    README.write_text("\n".join([before + lines[0], *lines[1:], "", END]) + after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

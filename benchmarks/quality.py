@@ -1,0 +1,322 @@
+"""What offline mining brings: held-out retrieval against in-batch mining, at equal numbers of trained images.
+
+    make bench-quality OMNIGLOT="images_background_small1.zip images_background_small2.zip"
+
+The project's own commands train every row, on Omniglot's characters (those that several folders share count once), each
+also turned by 90, 180 and 270 degrees as classes of their own (as in Matching Networks, section 4.1.1,
+https://arxiv.org/abs/1606.04080). Characters, with their turns, are held out whole. Settings were chosen on the
+validation characters (`--tune` does it again), the rows are of the eval characters. An image pass is an image forwarded
+and backwarded; warm-up passes count.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.omniglot import merged
+from benchmarks.table import Row, finish, show
+from pipeline import ingest, mine, packs, records, selection
+from pipeline.embed import Embedder
+from trainer import train
+from trainer.evaluate import retrieval
+
+BATCH = 128  # images a step
+FORWARD = 1 / 3  # of a training pass: what a forward pass of mining costs
+PICTURE = Path(__file__).parent.parent / "docs" / "quality.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """warmup: share of the passes that are in-batch. anchors: of a round, None for in-batch only; the others are flags.
+
+    control: the rounds' packs are replaced by packs of randomly drawn classes, without corpus triplets.
+    """
+
+    name: str
+    online: tuple[str, ...]
+    warmup: float = 1.0
+    anchors: int | None = None
+    mine: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    control: bool = False
+
+
+ONLINE = Recipe(name="in-batch, best margin", online=("--learning_rate", "0.003", "--margin", "1.0"))
+OFFLINE = Recipe(
+    name="packs", online=("--learning_rate", "0.003"), warmup=0.1, anchors=1500, train=("--learning_rate", "0.003")
+)
+RECIPES = {
+    "online": ONLINE,
+    "online-same": replace(ONLINE, name="in-batch, the packs' margin", online=OFFLINE.online),
+    "packs": OFFLINE,
+    "control": replace(OFFLINE, name="packs of random classes, no corpus triplets", control=True),
+    "lone": replace(OFFLINE, name="lone triplets", anchors=1000, mine=("--pack_rows", "3")),
+}
+
+
+# ---- The data. ----
+
+
+def turned(upright: records.Corpus, split: str, path: Path) -> None:
+    """Writes a split's images, and their three turns as classes of their own, for the source `arrays`."""
+    from PIL import Image
+
+    there = upright.split(split)
+    found = [records.parse_example(record) for record in there.read(np.arange(there.rows))]
+    images = np.stack([np.asarray(Image.open(io.BytesIO(e["image"][0])).convert("L")) for e in found])
+    labels = np.array([e["label"][0].decode() for e in found])
+    np.savez(
+        path, images=np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in range(4)]),
+        labels=np.concatenate([np.char.add(labels, f"/{90 * turn}") for turn in range(4)]),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A run directory with nothing but a corpus, and the rows that are held out: (corpus, split) by name."""
+
+    run_dir: Path
+    held_out: dict[str, tuple[records.Corpus, str]]
+
+
+def omniglot(sources: list[str], scratch: Path) -> Data:
+    upright = scratch / "upright"
+    shares = ["--validation_share", "0.15", "--eval_share", "0.25"]
+    quietly(ingest.main, "--run_dir", upright, "--source", f"images:{merged(sources, scratch / 'characters')}", *shares)
+    corpus = records.open_corpus(upright)
+    for split in records.SPLITS:
+        turned(corpus, split, scratch / f"{split}.npz")
+        source = ["--source", f"arrays:{scratch / split}.npz", "--validation_share", "0", "--eval_share", "0"]
+        quietly(ingest.main, "--run_dir", scratch / split, *source)
+    held_out = {split: (records.open_corpus(scratch / split), "train") for split in records.SPLITS[1:]}
+    return Data(run_dir=scratch / "train", held_out=held_out)
+
+
+def fashion_mnist(directory: str, scratch: Path) -> Data:
+    run_dir = scratch / "fashion-mnist"
+    quietly(ingest.main, "--run_dir", run_dir, "--source", f"fashion_mnist:{directory}")
+    corpus = records.open_corpus(run_dir)
+    return Data(run_dir=run_dir, held_out={split: (corpus, split) for split in records.SPLITS[1:]})
+
+
+# ---- A run. ----
+
+
+def quietly(main: Any, *arguments: object) -> None:
+    """One of our commands, in this process."""
+    import keras
+
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = main([str(argument) for argument in arguments])
+    keras.backend.clear_session()
+    assert code == 0, said.getvalue()
+
+
+def evaluated(checkpoint: Path, data: Data, split: str) -> dict[str, float]:
+    corpus, name = data.held_out[split]
+    of = corpus.split(name)
+    rows = np.arange(of.rows)
+    found = retrieval(Embedder(checkpoint, corpus)(of.read(rows)), of.class_of(rows))
+    return {"map_at_r": found["map_at_r"], "recall_at_1": found["recall_at_1"]}
+
+
+@contextlib.contextmanager
+def fresh(data: Data) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=data.run_dir.parent) as scratch:
+        run_dir = Path(scratch, "run")
+        shutil.copytree(data.run_dir / "corpus", run_dir / "corpus")
+        yield run_dir
+
+
+def run(recipe: Recipe, data: Data, passes: int, seed: int, split: str, points: int = 1) -> dict[str, Any]:
+    """Trains with `recipe` for about that many image passes. Evaluates `points` times on the way, the end included."""
+    started = time.time()
+    with fresh(data) as run_dir:
+        common = ["--run_dir", run_dir, "--seed", seed]
+        steps = max(1, round(recipe.warmup * passes / BATCH))
+        quietly(train.main, *common, "--online", "--steps", steps, *recipe.online)
+        done, mined, triplets, curve = steps * BATCH, 0, 0, []
+        last_round = 0.0
+        while recipe.anchors and done + last_round / 2 < passes:
+            number = records.newest_round(run_dir, records.checkpoint_path)
+            assert number is not None
+            quietly(mine.main, *common, "--anchors", recipe.anchors, *recipe.mine)
+            if recipe.control:
+                random_packs(run_dir, number, seed)
+            quietly(train.main, *common, *recipe.train)
+            told = json.loads((records.round_dir(run_dir, number) / "train" / "metrics.json").read_text())
+            last_round = told["image_passes"]
+            done += told["image_passes"]
+            triplets += sum(epoch["triplets"] for epoch in told["epochs"])
+            mined += records.open_corpus(run_dir).split("train").rows
+            if done >= passes * (len(curve) + 1) / points and done + last_round / 2 < passes:
+                curve.append((done, evaluated(records.checkpoint_path(run_dir, number + 1), data, split)))
+        newest = records.newest_round(run_dir, records.checkpoint_path)
+        assert newest is not None
+        end = evaluated(records.checkpoint_path(run_dir, newest), data, split)
+    return {
+        "recipe": recipe.name, "seed": seed, "passes": done, "mined": mined, "triplets": triplets, **end,
+        "curve": [*curve, (done, end)], "seconds": time.time() - started,
+    }  # fmt: skip
+
+
+def random_packs(run_dir: Path, number: int, seed: int) -> None:
+    """Replaces a mined round's packs by as many of randomly drawn classes, filled as packs are, no corpus triplets."""
+    path = records.manifest_path(run_dir, number)
+    manifest = records.read_json(path, records.TRIPLETS_FORMAT)
+    options = manifest["options"]
+    names = ("pick", "margin", "positives", "seed", "min_negative_distance", "min_negative_ratio")
+    rule = selection.Rule(
+        shares=tuple(options["shares"].items()), round=number, **{name: options[name] for name in names}
+    )
+    job = mine.Job(
+        run_dir=run_dir, round=number, rule=rule, corpus_fingerprint=manifest["corpus_fingerprint"],
+        checkpoint_digest=manifest["checkpoint_digest"],
+    )  # fmt: skip
+    pool = mine.Pool(job)
+    payload = mine.Payload(pool)
+    rng = np.random.default_rng([seed, number])
+    first, fill = pool.split.first_rows, packs.FILL
+    usable = np.flatnonzero(np.diff(first) >= fill)
+    made = rows = 0
+
+    def serialised(count: int, shard: int) -> Iterator[bytes]:
+        nonlocal made, rows
+        for pack in range(count):
+            classes = rng.choice(usable, min(len(usable), options["pack_rows"] // fill), replace=False)
+            row = np.concatenate([first[c] + rng.choice(first[c + 1] - first[c], fill, replace=False) for c in classes])
+            chosen, _ = packs.fill_pack(
+                rule, pool.block(row), pool.split.class_of(row), selection.Triplets.none(), f"control/{shard}/{pack}"
+            )
+            made += len(chosen["kind"])
+            rows += len(row)
+            payload.load(row)
+            yield records.make_example({"row": row, **payload.features(row), **chosen})
+
+    for shard, entry in enumerate(manifest["shards"]):
+        count = manifest["packs"] // len(manifest["shards"]) + (shard < manifest["packs"] % len(manifest["shards"]))
+        entry.update(records.write_records(path.parent / entry["file"], serialised(count, shard)))
+        entry["max_pack_triplets"] = options["pack_rows"] * (fill - 1)
+    digest = records.sha256_of_json([entry["sha256"] for entry in manifest["shards"]])
+    records.write_json(path, {**manifest, "triplets": made, "rows": rows, "triplet_digest": digest})
+
+
+# ---- The table. ----
+
+
+def tune(data: Data, passes: int) -> None:
+    """Prints MAP@R on the validation characters for learning rates and margins, one seed each."""
+    for rate in ("0.001", "0.003", "0.01"):
+        for margin in ("0.2", "0.5", "1.0"):
+            flags = ("--learning_rate", rate, "--margin", margin)
+            online = replace(ONLINE, online=flags)
+            offline = replace(OFFLINE, online=flags, train=flags[:2], mine=(*OFFLINE.mine, *flags[2:]))
+            for name, recipe in (("in-batch", online), ("packs", offline)):
+                found = run(recipe, data, passes, 0, "validation")
+                print(f"{name:<10}rate {rate}  margin {margin}  validation MAP@R {found['map_at_r']:.3f}", flush=True)
+
+
+def table(data: Data, names: list[str], passes: int, seeds: range) -> tuple[dict[str, Any], list[Row]]:
+    """Every recipe for every seed; the in-batch ones as many passes as the packs of that seed took."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    runs["online-counted"] = []
+
+    def add(name: str, found: dict[str, Any]) -> None:
+        runs[name].append(found)
+        print(f"  {name:<16}seed {found['seed']}  {found['passes']:>9,} passes  R@1 {found['recall_at_1']:.3f}  "
+              f"MAP@R {found['map_at_r']:.3f}  {found['seconds']:4.0f} s", flush=True)  # fmt: skip
+
+    for seed in seeds:
+        packs_run = run(RECIPES["packs"], data, passes, seed, "eval", points=4)
+        add("packs", packs_run)
+        for name in (name for name in names if name != "packs"):
+            equal = packs_run["passes"] if RECIPES[name].anchors is None else passes
+            add(name, run(RECIPES[name], data, equal, seed, "eval", points=4))
+        counted = packs_run["passes"] + packs_run["mined"] * FORWARD
+        add("online-counted", run(RECIPES["online"], data, round(counted), seed, "eval"))
+    for part in (0.25, 0.5):  # in-batch training leaves no checkpoint on its way: shorter runs
+        found = run(RECIPES["online"], data, round(passes * part), seeds[0], "eval")
+        runs["online"][0]["curve"].insert(-1, (found["passes"], {k: found[k] for k in ("map_at_r", "recall_at_1")}))
+
+    def minus(name: str, bound: float | None, what: str) -> Row:
+        gaps = [a["map_at_r"] - b["map_at_r"] for a, b in zip(runs["packs"], runs[name], strict=True)]
+        return Row(what=f"MAP@R, packs minus {what}", value=statistics.mean(gaps), bound=bound, at_least=True,
+                   note="each seed " + ", ".join(f"{gap:+.3f}" for gap in gaps))  # fmt: skip
+
+    rows = [
+        minus("online", 0.02, "the best in-batch rule, equal passes"),
+        minus("control", 0.01, "packs of random classes"),
+        minus("online-counted", 0.0, "in-batch, mining's passes counted"),
+    ]
+    if "online-same" in names:
+        rows.append(minus("online-same", None, "in-batch at the packs' margin"))
+    for row in rows:
+        show(row)
+    return {name: summary(found) for name, found in runs.items() if found}, rows
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    def over(key: str) -> list[float]:
+        values = [float(one[key]) for one in found]
+        return [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
+
+    keys = ("map_at_r", "recall_at_1", "passes", "mined", "triplets", "seconds")
+    return {"recipe": found[0]["recipe"], "runs": found, **{key: over(key) for key in keys}}
+
+
+def draw(results: dict[str, Any]) -> None:
+    """The curves of the first seed as a picture for the README."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for name in results:
+        curve = results[name]["runs"][0]["curve"]
+        if len(curve) > 1:
+            axes.plot([x for x, _ in curve], [y["map_at_r"] for _, y in curve], "o-", label=results[name]["recipe"])
+    axes.set(xlabel="image passes", ylabel="MAP@R, unseen characters")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--omniglot", nargs="+", required=True, help="folders of alphabets, or zips of such")
+    parser.add_argument("--fashion_mnist", help="directory of the four IDX files, for --full")
+    parser.add_argument("--full", action="store_true", help="128,000 passes, more rows, Fashion-MNIST (over an hour)")
+    parser.add_argument("--tune", action="store_true", help="only print the validation MAP@R of settings")
+    arguments = parser.parse_args()
+    passes = 128_000 if arguments.full else 32_000
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        data = omniglot(arguments.omniglot, scratch)
+        if arguments.tune:
+            tune(data, passes)
+            return 0
+        names = list(RECIPES) if arguments.full else ["online", "packs", "control"]
+        found, rows = table(data, names, passes, range(3))
+        tables = {"Omniglot, unseen characters": found}
+        if arguments.full:
+            fashion = fashion_mnist(arguments.fashion_mnist, scratch)
+            tables["Fashion-MNIST, unseen examples"], more = table(fashion, names, passes, range(3))
+            rows += [replace(row, what=f"Fashion-MNIST: {row.what}", bound=None) for row in more]
+    draw(found)
+    return finish("quality", rows, form="full" if arguments.full else "quick", passes=passes, tables=tables)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The parts of the benchmarks that could be wrong without showing it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import peers, publish, quality
+from benchmarks.table import Row
+from pipeline import mine, records
+from tests import oracle
+from trainer import train
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "verdict"),
+    [(1.9, True, "SHORT"), (2.0, True, "PASS"), (2.0, False, "PASS"), (2.1, False, "SHORT")],
+)
+def test_bounds_go_both_ways(value, at_least, verdict):
+    assert Row(what="x", value=value, bound=2.0, at_least=at_least).verdict == verdict
+    assert Row(what="x", value=value, at_least=at_least).verdict == "-"
+
+
+def test_every_pair_lists_each_ordered_pair_once():
+    label = np.array([0, 0, 0, 1, 2, 2])
+    pairs = list(zip(*peers.every_pair(label), strict=True))
+    assert sorted(pairs) == [(a, p) for a in range(6) for p in range(6) if a != p and label[a] == label[p]]
+    anchor, positive = peers.one_pair(np.array([0, 0, 1, 1]))
+    assert positive.tolist() == [1, 0, 3, 2]
+
+
+def test_triplets_are_judged_by_the_definitions():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((60, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    label = np.arange(60) // 6
+    triplets = rng.integers(0, 60, (500, 3))
+    found = peers.judged(triplets, vectors, label)
+    d = oracle.distance(vectors)
+    d_ap, d_an = d[triplets[:, 0], triplets[:, 1]], d[triplets[:, 0], triplets[:, 2]]
+    other = label[triplets[:, 0]] != label[triplets[:, 2]]
+    assert found["same_label"] == pytest.approx(1 - other.mean())
+    assert found["valid"] == pytest.approx((other & (d_an < d_ap + peers.MARGIN)).mean(), abs=0.003)
+    assert found["hard"] == pytest.approx((other & (d_an <= d_ap)).mean(), abs=0.003)
+
+
+def test_the_control_has_no_corpus_triplets_and_trains(fresh_run):
+    assert mine.main(["--run_dir", str(fresh_run), "--anchors", "200"]) == 0
+    before = records.open_triplets(fresh_run, 0, records.open_corpus(fresh_run))
+    quality.random_packs(fresh_run, 0, seed=0)
+    after = records.open_triplets(fresh_run, 0, records.open_corpus(fresh_run))
+    assert after["packs"] == before["packs"] and after["triplet_digest"] != before["triplet_digest"]
+    found = [
+        records.parse_example(record)
+        for shard in after["shards"]
+        for record in records.read_records(records.manifest_path(fresh_run, 0).parent / shard["file"])
+    ]
+    assert sum(len(pack["anchor"]) for pack in found) == after["triplets"] > 0
+    for pack in found:
+        assert set(pack["scope"]) == {records.SCOPES.index("pack")}
+        label = np.array(pack["label"])
+        assert (label[pack["anchor"]] == label[pack["positive"]]).all()
+        assert (label[pack["anchor"]] != label[pack["negative"]]).all()
+    assert train.main(["--run_dir", str(fresh_run)]) == 0
+
+
+def test_the_readme_section_is_made_of_the_json(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n")
+    (tmp_path / "results").mkdir()
+    docs = tmp_path / "docs"
+    for name, value in (("README", readme), ("HERE", tmp_path), ("DOCS", docs)):
+        monkeypatch.setattr(publish, name, value)
+    row = {"what": "MAP@R, a minus b", "value": 0.0123, "bound": 0.02, "note": "", "at_least": True, "verdict": "SHORT"}
+    result = {
+        "rows": [row], "tables": {}, "passes": 1, "date": "2026-01-02", "cores": 2, "machine": "machine",
+        "versions": {"numpy": "1"},
+    }  # fmt: skip
+    (tmp_path / "results" / "quality.json").write_text(json.dumps(result))
+    assert publish.main() == 0
+    text = readme.read_text()
+    assert "| MAP@R, a minus b | +0.012 | >= 0.02 | SHORT |" in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "2026-01-02, 2 cores" in text
+    assert (docs / "quality.json").exists()
+    assert publish.main() == 0 and readme.read_text() == text
