@@ -13,6 +13,7 @@ setup(
         "numba>=0.60",
         "numpy>=1.26,<3",
         "pillow>=10",
+        "pyarrow>=14",
         "rich>=13",
         "scikit-learn>=1.5",
         "scipy>=1.11",
@@ -27,6 +28,10 @@ setup(
         "hdfs": ["pyarrow>=14"],
         "s3": ["s3fs>=2024.6"],
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
-        "test": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "ruff>=0.8", "tfrecord>=1.14.6"],
+        "test": [
+            "hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "ruff>=0.8", "tensorflow-datasets>=4.9.4",
+            "tfrecord>=1.14.6",
+        ],
+        "tfds": ["tensorflow-datasets>=4.9.4"],
     },
 )

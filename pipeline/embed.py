@@ -18,14 +18,14 @@ def decode(features: dict[str, dict[str, Any]], payload: Any, input_shape: tuple
 
     Args:
       features: of the corpus; the first one is decoded.
-      payload: string [n] of encoded images, or float32 [n * dim] of vectors.
-      input_shape: of one example as the network takes it, (height, width, channels) or (dim,).
+      payload: string [n] of encoded images or of texts, or float32 [n * dim] of vectors.
+      input_shape: of one example as the network takes it: (height, width, channels), (dim,), for texts () or (1,).
     Returns:
-      float32 [n, *input_shape]; pixels 0 to 255. Images of another size are resized with antialiasing.
+      float32 [n, *input_shape], pixels 0 to 255, or string for texts. Images of another size are resized, antialiased.
     """
     tf = import_tensorflow()
     spec = next(iter(features.values()))
-    if spec["kind"] == "vector":
+    if spec["kind"] in ("vector", "text"):
         return tf.reshape(payload, [-1, *input_shape])
     height, width, channels = input_shape
 
@@ -40,7 +40,7 @@ def decode(features: dict[str, dict[str, Any]], payload: Any, input_shape: tuple
 
 
 def decode_records(features: dict[str, dict[str, Any]], records: Any, input_shape: tuple[int, ...]) -> Any:
-    """Corpus records, a string [n] tensor of serialised Examples, to float32 [n, *input_shape]."""
+    """Corpus records, a string [n] tensor of serialised Examples, to what `decode` gives."""
     tf = import_tensorflow()
     name, spec = next(iter(features.items()))
     if spec["kind"] == "vector":
@@ -53,14 +53,34 @@ def decode_records(features: dict[str, dict[str, Any]], records: Any, input_shap
 def network_input_shape(model: Any, features: dict[str, dict[str, Any]], name: Path | str) -> tuple[int, ...]:
     """The network's input shape, checked against the corpus' first feature."""
     feature, spec = next(iter(features.items()))
-    shape = tuple(model.input_shape[1:]) if isinstance(model.input_shape, tuple) else None
-    expected = 3 if spec["kind"] == "image" else 1
-    if shape is None or len(shape) != expected or None in shape or (expected == 1 and list(shape) != spec["shape"]):
+    kind, inputs = spec["kind"], model.inputs or []
+    shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else None
+    fits = shape is not None and None not in shape and (inputs[0].dtype == "string") == (kind == "text")
+    right = {"image": len(shape or ()) == 3, "text": shape in ((), (1,)), "vector": list(shape or ()) == spec["shape"]}
+    if shape is None or not fits or not right[kind]:
+        takes = ", ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in inputs) or "no fixed input"
         raise InputError(
-            f"{name}: the network takes {model.input_shape}, the corpus has {feature} of shape {spec['shape']}. "
-            f"It must take one input: [batch, height, width, channels] for images, [batch, dim] for vectors."
+            f"{name}: the network takes {takes}, the corpus has {feature} of shape {spec['shape']}. It must take one "
+            f"input: [batch, height, width, channels] for images, [batch, dim] for vectors, strings [batch] or "
+            f"[batch, 1] for texts."
         )
     return shape
+
+
+def check_output(model: Any, name: Path | str) -> None:
+    """Refuses a network that does not give one vector an example."""
+    if not isinstance(model.output_shape, tuple) or len(model.output_shape) != 2:
+        raise InputError(
+            f"{name}: the network gives {model.output_shape}, expected [batch, dim]: one vector an example. End it "
+            f"with a pooling layer or keras.layers.Flatten(), and keras.layers.UnitNormalization()."
+        )
+
+
+def input_spec(features: dict[str, dict[str, Any]], shape: tuple[int, ...], rows: int | None = None) -> Any:
+    """The tf.TensorSpec of a batch as `decode` gives it."""
+    tf = import_tensorflow()
+    is_text = next(iter(features.values()))["kind"] == "text"
+    return tf.TensorSpec([rows, *shape], tf.string if is_text else tf.float32)
 
 
 class Embedder:
@@ -75,8 +95,7 @@ class Embedder:
         self.checkpoint = checkpoint
         self.model = load_checkpoint(checkpoint)
         shape = network_input_shape(self.model, corpus.features, checkpoint)
-        if not isinstance(self.model.output_shape, tuple) or len(self.model.output_shape) != 2:
-            raise InputError(f"{checkpoint}: the network gives {self.model.output_shape}, expected [batch, dim].")
+        check_output(self.model, checkpoint)
         self.dim = int(self.model.output_shape[1])
 
         @tf.function(input_signature=[tf.TensorSpec([BATCH], tf.string)])  # type: ignore[untyped-decorator]
@@ -104,6 +123,7 @@ class Embedder:
             raise InputError(
                 f"{self.checkpoint}: {len(bad)} of {len(records)} embeddings are not L2-normalised; rows "
                 f"{(bad[:5] + first_row).tolist()}, the first is {'NaN' if np.isnan(norm[bad[0]]) else what}. "
-                f"Train from an earlier checkpoint, or end the network with keras.layers.UnitNormalization()."
+                f"Train from an earlier checkpoint, or end the network with keras.layers.UnitNormalization() "
+                f"(--init --normalize appends it)."
             )
         return to_grid(embeddings.astype(np.float32))

@@ -38,16 +38,25 @@ KEYS = pa.schema(
 )  # fmt: skip
 
 
-class Stage(beam.DoFn):
-    """(number, part) -> number: writes the part's examples, their keys and what was rejected into `staging`."""
+OURS = ("id", "label", "group", "image", "text", "vector", "row", "anchor", "positive", "negative", "d_ap", "d_an",
+        "kind", "scope")  # fmt: skip  # features with a meaning in a corpus or a pack
+DTYPES = {"image": "uint8", "text": "string", "vector": "float32"}
 
-    def __init__(self, source: str, kind: str, staging: Path):
-        self.source, self.kind, self.staging = source, kind, staging
+
+class Stage(beam.DoFn):
+    """(number, part) -> number: writes the part's examples, their keys and what was rejected into `staging`.
+
+    keys_only: the examples themselves are left out.
+    """
+
+    def __init__(self, source: str, kind: str, staging: Path, keys_only: bool = False):
+        self.source, self.kind, self.staging, self.keys_only = source, kind, staging, keys_only
 
     def process(self, element: tuple[int, Any]) -> Iterator[int]:
         number, part = element
         keys: dict[str, list[Any]] = {name: [] for name in KEYS.names}
         rejected: list[dict[str, str]] = []
+        extra: dict[str, list[Any]] = {}  # name: dtype, fewest values, most values, examples that have it
 
         def staged() -> Iterator[bytes]:
             for example in SOURCES[self.source].read(part):
@@ -55,23 +64,62 @@ class Stage(beam.DoFn):
                     rejected.append({"source": example.source, "reason": example.reason})
                     continue
                 record = _record(example, self.kind)
+                for name, value in example.extra.items():
+                    seen = [_dtype(value), len(value), len(value), 1]
+                    extra[name] = _both(name, extra[name], seen) if name in extra else seen
                 keys["label"].append(example.label.encode())
                 keys["id"].append(example.id.encode())
-                keys["sha256"].append(_payload_sha256(example))
+                keys["sha256"].append(_payload_sha256(example.payload))
                 keys["group"].append(None if example.group is None else example.group.encode())
                 keys["shape"].append(list(example.shape))
                 keys["part"].append(number)
                 keys["length"].append(len(record))
                 yield record
 
-        records.write_records(self.staging / f"part-{number:05d}.tfrecord", staged())
+        if self.keys_only:
+            collections.deque(staged(), maxlen=0)
+        else:
+            records.write_records(self.staging / f"part-{number:05d}.tfrecord", staged())
         keys["offset"] = records.offsets_of(keys["length"]).tolist()
         table = pa.table(keys, schema=KEYS)
         storage.write_atomically(
             self.staging / f"part-{number:05d}.parquet", lambda temporary: pq.write_table(table, temporary)
         )
-        records.write_json(self.staging / f"part-{number:05d}.rejected.json", rejected)
+        notes = {"rejected": rejected, "extra": extra, "examples": len(table)}
+        records.write_json(self.staging / f"part-{number:05d}.notes.json", notes)
         yield number
+
+
+def _dtype(value: Any) -> str:
+    return "bytes" if isinstance(value, list) else str(value.dtype)
+
+
+def _both(name: str, one: list[Any], other: list[Any]) -> list[Any]:
+    if one[0] != other[0]:
+        raise InputError(f"feature {name!r} is {one[0]} in some examples and {other[0]} in others. Make it one.")
+    return [one[0], min(one[1], other[1]), max(one[2], other[2]), one[3] + other[3]]
+
+
+def extra_features(notes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of features that only pass through: of one shape, or None where examples differ."""
+    found: dict[str, list[Any]] = {}
+    for note in notes:
+        for name, seen in note["extra"].items():
+            found[name] = _both(name, found[name], seen) if name in found else seen
+    examples = sum(note["examples"] for note in notes)
+    return {
+        stored_name(name): {
+            "kind": "extra",
+            "shape": [None] if count < examples or fewest < most else [] if most == 1 else [most],
+            "dtype": dtype,
+        }
+        for name, (dtype, fewest, most, count) in sorted(found.items())
+    }
+
+
+def stored_name(name: str) -> str:
+    """The name under which a feature of the source passes through."""
+    return f"source/{name}" if name in OURS else name
 
 
 def _record(example: Example, kind: str) -> bytes:
@@ -79,12 +127,12 @@ def _record(example: Example, kind: str) -> bytes:
     if example.group is not None:
         features["group"] = [example.group.encode()]
     features[kind] = [example.payload] if isinstance(example.payload, bytes) else example.payload
+    features |= {stored_name(name): value for name, value in example.extra.items()}
     return records.make_example(features)
 
 
-def _payload_sha256(example: Example) -> bytes:
-    payload = example.payload if isinstance(example.payload, bytes) else example.payload.tobytes()
-    return hashlib.sha256(payload).digest()
+def _payload_sha256(payload: bytes | np.ndarray) -> bytes:
+    return hashlib.sha256(payload if isinstance(payload, bytes) else payload.tobytes()).digest()
 
 
 def staging_of(run_dir: Path) -> Path:
@@ -133,13 +181,14 @@ class WriteShard(beam.DoFn):
         yield split, number, entry
 
 
-def order_keys(staging: Path, parts: int) -> tuple[pa.Table, list[dict[str, str]]]:
-    """All keys ordered by (label, id), without repeated ids; and what was rejected so far."""
-    tables = [read_table(staging / f"part-{n:05d}.parquet") for n in range(parts)]
+def order_keys(staging: Path, notes: list[dict[str, Any]]) -> tuple[pa.Table, list[dict[str, str]]]:
+    """All keys ordered by (label, id), without repeated ids; and what was rejected so far.
+
+    notes: what `Stage` left beside each part's keys.
+    """
+    tables = [read_table(staging / f"part-{n:05d}.parquet") for n in range(len(notes))]
     keys = pa.concat_tables([KEYS.empty_table(), *tables])
-    rejected = [
-        entry for n in range(parts) for entry in json.loads((staging / f"part-{n:05d}.rejected.json").read_text())
-    ]
+    rejected = [entry for note in notes for entry in note["rejected"]]
     by_id = keys.sort_by([("id", "ascending"), ("part", "ascending"), ("offset", "ascending")])
     ids = by_id["id"].combine_chunks()
     if len(ids) > 1:
@@ -153,7 +202,9 @@ def order_keys(staging: Path, parts: int) -> tuple[pa.Table, list[dict[str, str]
 
 
 def common_shape(keys: pa.Table, kind: str) -> tuple[list[int | None], pa.Table, list[dict[str, str]]]:
-    """The shape all examples share (None where images differ). Vectors of another length are rejected."""
+    """The shape all examples share, None where images differ. Vectors of another length are rejected."""
+    if kind == "text":
+        return [], keys, []
     shapes = collections.Counter(tuple(shape) for shape in keys["shape"].to_pylist())
     if kind == "vector":
         [(shape, _)] = shapes.most_common(1)
@@ -239,28 +290,27 @@ def cut_shards(split: str, keys: pa.Table, staging: Path) -> list[tuple[str, int
     return [(split, number, len(begins)) for number in range(len(begins))]
 
 
-def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
-    """Makes the corpus, its manifest last. Returns the manifest."""
-    name, source, argument = open_source(arguments.source)
-    parts, kind = source.parts(argument), source.kind(argument)
-    # While there is a staging directory, a corpus without a manifest is a half one of ours.
-    new, staging = arguments.run_dir / "corpus", staging_of(arguments.run_dir)
-    if staging.exists():
-        storage.remove(new)
-        storage.remove(staging)
-    records.write_json(staging / "source.json", {"source": arguments.source})
-    with job.progress(("read", len(parts), lambda: job.count_files(staging, ".rejected.json"))):
+def stage(
+    text: str, staging: Path, options: Any, max_rejected: float, keys_only: bool = False
+) -> tuple[pa.Table, list[dict[str, str]], dict[str, dict[str, Any]]]:
+    """The first pass, and what it shows: the keys in order, what was rejected, and the corpus' features.
+
+    text: the source, as it is given to `--source`.
+    """
+    name, source, argument = open_source(text)
+    kind, parts = source.kind(argument), source.parts(argument)
+    with job.progress(("read", len(parts), lambda: job.count_files(staging, ".notes.json"))):
         job.run(
             options,
             lambda pipeline: (
                 pipeline
                 | "List parts" >> beam.Create(list(enumerate(parts)))
                 | "Spread" >> beam.Reshuffle()
-                | "Stage" >> beam.ParDo(Stage(name, kind, staging))
+                | "Stage" >> beam.ParDo(Stage(name, kind, staging, keys_only))
             ),
         )
-
-    keys, rejected = order_keys(staging, len(parts))
+    notes = [json.loads((staging / f"part-{n:05d}.notes.json").read_text()) for n in range(len(parts))]
+    keys, rejected = order_keys(staging, notes)
     shape: list[int | None] = []
     if len(keys):
         shape, keys, misshapen = common_shape(keys, kind)
@@ -269,20 +319,34 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
     refused = staging / "rejected.jsonl"
     storage.write_atomically(refused, lambda path: path.write_text(lines, encoding="utf-8"))
     if not len(keys):
-        raise InputError(f"{arguments.source} holds no example; {len(rejected)} were rejected: {rejected[:3]}")
+        raise InputError(f"{text} holds no example; {len(rejected)} were rejected: {rejected[:3]}")
     share = len(rejected) / (len(rejected) + len(keys))
-    if share > arguments.max_rejected:
+    if share > max_rejected:
         raise InputError(
-            f"{arguments.source}: {len(rejected)} examples of {len(rejected) + len(keys)} are rejected, {share:.1%}, "
-            f"--max_rejected is {arguments.max_rejected:.1%}. The first: {rejected[0]}; all are in "
+            f"{text}: {len(rejected)} examples of {len(rejected) + len(keys)} are rejected, {share:.1%}, "
+            f"--max_rejected is {max_rejected:.1%}. The first: {rejected[0]}; all are in "
             f"{refused}. Mend the source, or raise --max_rejected."
         )
+    return keys, rejected, {kind: {"kind": kind, "shape": shape, "dtype": DTYPES[kind]}, **extra_features(notes)}
+
+
+def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
+    """Makes the corpus, its manifest last. Returns the manifest."""
+    # While there is a staging directory, a corpus without a manifest is a half one of ours.
+    new, staging = arguments.run_dir / "corpus", staging_of(arguments.run_dir)
+    if staging.exists():
+        storage.remove(new)
+        storage.remove(staging)
+    records.write_json(staging / "source.json", {"source": arguments.source})
+    stamp = source_stamp(arguments.source)
+    keys, rejected, features = stage(arguments.source, staging, options, arguments.max_rejected)
     split, by = assign_splits(keys, arguments.validation_share, arguments.eval_share, arguments.seed)
     described = {s: describe_split(keys.filter(pa.array(split == n))) for n, s in enumerate(records.SPLITS)}
     manifest: dict[str, Any] = {
         "format": records.CORPUS_FORMAT,
         "source": arguments.source,
-        "features": {kind: {"kind": kind, "shape": shape, "dtype": "uint8" if kind == "image" else "float32"}},
+        "source_stamp": stamp,
+        "features": features,
         "grouped": keys["group"].null_count < len(keys),
         "split_rule": {
             "by": by, "seed": arguments.seed,
@@ -299,7 +363,8 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
         for s, _, entry in sorted(entries, key=lambda e: e[:2]):
             manifest["splits"][s]["shards"].append(entry)
         manifest["fingerprint"] = records.corpus_fingerprint(manifest)
-        storage.write_atomically(new / refused.name, lambda path: path.write_text(lines, encoding="utf-8"))
+        lines = (staging / "rejected.jsonl").read_text(encoding="utf-8")
+        storage.write_atomically(new / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
         records.write_json(new / "corpus.json", manifest)
 
     with job.progress(("write", len(shards), lambda: job.count_files(new, ".npy"))):
@@ -321,7 +386,7 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
 def summary(manifest: dict[str, Any], run_dir: Path) -> str:
     name, spec = next(iter(manifest["features"].items()))
     size = " x ".join("any" if n is None else str(n) for n in spec["shape"])
-    lines = [f"corpus of {manifest['source']}: {name} {size}, split by {manifest['split_rule']['by']}"]
+    lines = [f"corpus of {manifest['source']}: {f'{name} {size}'.strip()}, split by {manifest['split_rule']['by']}"]
     for split, entry in manifest["splits"].items():
         lines.append(f"  {split:<11}{entry['rows']:>8,} rows  {len(entry['labels']):>6,} classes")
     copies = sum(entry["copies"] for entry in manifest["splits"].values())
@@ -374,6 +439,7 @@ def ingest_once(arguments: argparse.Namespace, options: Any) -> int:
         if asked != held:
             raise InputError(f"{there.parent} already holds {held}, asked for {asked}. Use another --run_dir.")
         storage.remove(staging_of(arguments.run_dir))  # if the run that ingested was killed just then
+        refuse_changed_source(arguments, manifest, options)
         command.note(**facts(manifest))
         print(f"already ingested; nothing to do\n{summary(manifest, arguments.run_dir)}")
         return 0
@@ -383,6 +449,67 @@ def ingest_once(arguments: argparse.Namespace, options: Any) -> int:
     command.note(**facts(manifest))
     print(summary(manifest, arguments.run_dir))
     return 0
+
+
+def source_stamp(text: str) -> str | None:
+    """A digest of the names, sizes and times of the source's files; None where they do not tell of a change."""
+    _, source, argument = open_source(text)
+    source.kind(argument)  # looks at the source, and says if something is wrong
+    files = source.files(argument)
+    if files is None:
+        return None
+    status = [(str(path), path.stat()) for path in files]
+    return records.sha256_of_json([[name, of.st_size, of.st_mtime_ns] for name, of in status])
+
+
+def refuse_changed_source(arguments: argparse.Namespace, manifest: dict[str, Any], options: Any) -> None:
+    """Raises InputError if the source holds other examples than when the corpus was made, saying which."""
+    stamp = source_stamp(arguments.source)
+    if stamp is not None and stamp == manifest.get("source_stamp"):
+        return
+    run_dir, staging = arguments.run_dir, arguments.run_dir / "corpus.check"
+    storage.remove(staging)
+    keys, _, _ = stage(arguments.source, staging, options, 1.0, keys_only=True)
+    now = dict(zip(keys["id"].to_pylist(), zip(*(keys[k].to_pylist() for k in _COMPARED), strict=True), strict=True))
+    storage.remove(staging)
+    changes: dict[str, list[str]] = {"came": [], "went": [], "changed": []}
+    for id, value in corpus_keys(records.open_corpus(run_dir)):
+        if id not in now:
+            changes["went"].append(id.decode())
+        elif now.pop(id) != value:
+            changes["changed"].append(id.decode())
+    changes["came"] = [id.decode() for id in now]
+    if not any(changes.values()):
+        records.write_json(run_dir / "corpus" / "corpus.json", manifest | {"source_stamp": stamp})
+        return
+    lines = [json.dumps({"id": id, "what": what}, ensure_ascii=False) for what, ids in changes.items() for id in ids]
+    listed = run_dir / "source_changes.jsonl"
+    storage.write_atomically(listed, lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    told = "; ".join(
+        f"{len(ids):,} {what} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+        for what, ids in changes.items()
+        if ids
+    )
+    raise InputError(
+        f"{arguments.source} is not what {run_dir / 'corpus'} was made from: {told}. All are listed in {listed}. A run "
+        f"directory keeps its corpus: ingest into a new --run_dir. What was trained goes on there: python -m "
+        f"trainer.train --run_dir NEW --init --model {run_dir / 'best' / 'model.keras'}"
+    )
+
+
+_COMPARED = ("label", "group", "sha256")
+
+
+def corpus_keys(corpus: records.Corpus) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
+    """(id, (label, group, SHA-256 of the payload)) of every example of a corpus."""
+    name = next(iter(corpus.features))
+    for split in map(corpus.split, records.SPLITS):
+        for number in range(len(split.shards)):
+            for record in records.read_records(split.shard_path(number)):
+                example = records.parse_example(record)
+                payload = example[name] if isinstance(example[name], np.ndarray) else example[name][0]
+                group = example["group"][0] if "group" in example else None
+                yield example["id"][0], (example["label"][0], group, _payload_sha256(payload))
 
 
 def facts(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -354,9 +354,10 @@ class Payload:
         self.schema = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", "label")}
         if pool.split.grouped:
             self.schema["group"] = tf.io.FixedLenFeature([], tf.string, default_value="")
-        for name, spec in pool.corpus.features.items():
-            shape, kind = (spec["shape"], tf.float32) if spec["kind"] == "vector" else ([], tf.string)
-            self.schema[name] = tf.io.FixedLenFeature(shape, kind)
+        dtypes = {"float32": tf.float32, "int64": tf.int64}
+        for name, spec in pool.corpus.packed_features.items():
+            shape = [] if spec["kind"] in ("image", "text") else spec["shape"]
+            self.schema[name] = tf.io.FixedLenFeature(shape, dtypes.get(spec["dtype"], tf.string))
         self._kept: dict[int, tuple[Any, ...]] = {}
         self._bytes = 0
 
@@ -375,10 +376,10 @@ class Payload:
             self._kept.update(zip(missing.tolist(), zip(*columns, strict=True), strict=True))
 
     def features(self, rows: np.ndarray) -> dict[str, Any]:
-        """Features of loaded rows: lists of bytes, or float32 [n, dim]."""
+        """Features of loaded rows: lists of bytes, or arrays of numbers [n, ...]."""
         columns = zip(*(self._kept[row] for row in rows.tolist()), strict=True)
-        lists = dict(zip(self.schema, map(list, columns), strict=True))
-        return {name: values if isinstance(values[0], bytes) else np.stack(values) for name, values in lists.items()}
+        arrays = {name: np.stack(values) for name, values in zip(self.schema, columns, strict=True)}
+        return {name: a.ravel().tolist() if a.dtype.kind in "OS" else a for name, a in arrays.items()}
 
 
 class WritePacks(_Step):
@@ -507,7 +508,7 @@ def commit(written: list[tuple[int, dict[str, Any], dict[str, int]]], counts: di
         },
         "kinds": list(selection.KINDS),
         "scopes": list(records.SCOPES),
-        "features": corpus.features,
+        "features": corpus.packed_features,
         "pack_rows": job_.pack_rows,
         "packs": packed["packs"],
         "rows": packed["rows"],

@@ -346,7 +346,8 @@ def check_split(split: Split) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """corpus.json. features: name to {kind: image or vector, shape, dtype}; the first is the model's input."""
+    """corpus.json. features: name to {kind: image, text, vector or extra, shape, dtype}; the first is the model's
+    input, those of kind extra pass through from the source."""
 
     directory: Path
     manifest: dict[str, Any]
@@ -358,6 +359,11 @@ class Corpus:
     @property
     def features(self) -> dict[str, dict[str, Any]]:
         return dict(self.manifest["features"])
+
+    @property
+    def packed_features(self) -> dict[str, dict[str, Any]]:
+        """Those that packs carry: not the extra ones of which examples hold different numbers of values."""
+        return {n: s for n, s in self.features.items() if s["kind"] != "extra" or None not in s["shape"]}
 
     def split(self, name: str) -> Split:
         entry = self.manifest["splits"][name]
@@ -409,12 +415,17 @@ def newest_round(run_dir: Path, path: Callable[[Path, int], Path]) -> int | None
 
 
 def checkpoint_digest(model: Any) -> str:
-    """SHA-256 over a Keras model's config and each variable's path, dtype, shape and bytes.
+    """SHA-256 over a Keras model's config, its vocabularies, and each variable's path, dtype, shape and bytes.
 
     Not over the .keras file, which carries its date of saving, nor over the state of random generators, which
     Keras draws anew when it loads a layer such as Dropout.
     """
     digest = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
+    for layer in model._flatten_layers(include_self=False):
+        if hasattr(layer, "get_vocabulary"):  # no variable; in the config only if it was given there
+            kept: dict[str, Any] = {}
+            layer.save_own_variables(kept)  # inverse document frequencies
+            digest.update(json.dumps([layer.get_vocabulary(), kept], default=str).encode())
     for variable in model.weights:
         value = np.ascontiguousarray(variable.numpy())
         digest.update(f"{variable.path} {value.dtype} {value.shape}".encode())

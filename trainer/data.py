@@ -30,9 +30,9 @@ def triplet_batches(
       first_batch: how many batches of the epoch to leave out at its start.
       pad: to one shape, R = batch_rows and T = the most triplets that so many packs have.
     Returns:
-      A tf.data.Dataset of dicts. inputs: float32 [R, *input_shape], and real: float32 [R], 0 where a row is padding;
-      triplets: int32 [T, 3], positions in inputs of anchor, positive, negative, and valid: float32 [T], 0 where a
-      triplet is padding.
+      A tf.data.Dataset of dicts. inputs: [R, *input_shape], float32, of texts string, and real: float32 [R], 0 where a
+      row is padding; triplets: int32 [T, 3], positions in inputs of anchor, positive, negative, and valid: float32 [T],
+      0 where a triplet is padding.
     """
     features = manifest["features"]
     name, spec = next(iter(features.items()))
@@ -50,7 +50,7 @@ def triplet_batches(
 
     integers = ("row", "anchor", "positive", "negative")
     schema = {key: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for key in integers}
-    kind = tf.string if spec["kind"] == "image" else tf.float32
+    kind = tf.float32 if spec["kind"] == "vector" else tf.string
     schema[name] = tf.io.RaggedFeature(kind, row_splits_dtype=tf.int64)
 
     def parse(serialised: Any) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def online_batches(
     """Batches of P classes x K rows, drawn anew for each step from the train split; those before first_step left out.
 
     Returns:
-      A tf.data.Dataset of `steps` - `first_step` pairs: float32 [P * K, *input_shape] and labels int64 [P * K].
+      A tf.data.Dataset of `steps` - `first_step` pairs: inputs [P * K, *input_shape] and labels int64 [P * K].
     """
     split = corpus.split("train")
     sizes = np.diff(split.first_rows)

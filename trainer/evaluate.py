@@ -74,6 +74,8 @@ def pixels(corpus: Corpus, split: Split) -> np.ndarray:
     """float32 [rows, values], the payload itself, L2-normalised, on the grid: what no network has to beat."""
     tf = import_tensorflow()
     spec = next(iter(corpus.features.values()))
+    if spec["kind"] == "text":
+        raise InputError(f"{corpus.directory} holds texts; --pixels compares images and vectors")
     if None in spec["shape"]:
         raise InputError(f"{corpus.directory}: images differ in size, they cannot be compared pixel by pixel")
     rows = np.arange(split.rows)

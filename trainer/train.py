@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import command, records, storage
-from pipeline.embed import Embedder, network_input_shape
+from pipeline.embed import Embedder, check_output, decode_records, input_spec, network_input_shape
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
 from trainer import losses, models
@@ -58,26 +58,40 @@ def save_checkpoint(model: Any, path: Path) -> str:
 
 
 def first_model(arguments: argparse.Namespace, corpus: Corpus) -> Any:
-    """A network with seeded weights, checked to be one that can be mined with."""
+    """A network with seeded weights, or the one in a .keras file, checked to be one that can be mined with."""
     spec = next(iter(corpus.features.values()))
-    build = models.by_path(arguments.model) if arguments.model else models.default_for(spec["kind"])
     keras.utils.set_random_seed(arguments.seed)
-    model = build(models.example_shape(spec))
-    if not isinstance(model, keras.Model):
-        raise InputError(f"--model {arguments.model} returned a {type(model).__name__}, expected a keras.Model.")
-    name = arguments.model or build.__name__
+    given = (arguments.model or "").endswith(".keras")
+    if given:
+        name, model = arguments.model, records.load_checkpoint(storage.location(arguments.model))
+    else:
+        build = models.by_path(arguments.model) if arguments.model else models.default_for(spec["kind"])
+        name, given_shape = arguments.model or build.__name__, models.example_shape(spec)
+        try:
+            model = build(given_shape)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--model {name} cannot be built for examples of shape {given_shape}: {error}") from error
+        if not isinstance(model, keras.Model):
+            raise InputError(f"--model {name} returned a {type(model).__name__}, expected a keras.Model.")
     shape = network_input_shape(model, corpus.features, name)
-    settle_statistics(model, corpus, shape, arguments.seed)
+    check_output(model, name)
+    if spec["kind"] == "text":
+        model = models.with_vocabulary(model, train_texts(corpus))
+    if arguments.normalize and not isinstance(model.layers[-1], keras.layers.UnitNormalization):
+        model = keras.Model(model.inputs, keras.layers.UnitNormalization(name="normalised")(model.outputs[0]))
+    if not given:
+        settle_statistics(model, corpus, shape, arguments.seed)
     with tempfile.TemporaryDirectory(dir=storage.scratch_in(arguments.run_dir), prefix=".first.tmp") as scratch:
         path = Path(scratch, "model.keras")
         model.save(path)
         Embedder(path, corpus)(corpus.split("train").read(np.arange(1)))  # better refused now than when mining
-    print(f"first checkpoint: {name}, {model.count_params():,} weights, seed {arguments.seed}")
+    seed = "as it is" if given else f"seed {arguments.seed}"
+    print(f"first checkpoint: {name}, {model.count_params():,} weights, {seed}")
     return model
 
 
 def init(arguments: argparse.Namespace, corpus: Corpus) -> int:
-    """Writes round 0's checkpoint with seeded weights."""
+    """Writes round 0's checkpoint."""
     path = records.checkpoint_path(arguments.run_dir, 0)
     if path.exists():
         if arguments.model:
@@ -88,6 +102,13 @@ def init(arguments: argparse.Namespace, corpus: Corpus) -> int:
     digest = save_checkpoint(first_model(arguments, corpus), path)
     print(f"  {path} ({digest[:12]})   next: python -m pipeline.mine --run_dir {arguments.run_dir}")
     return 0
+
+
+def train_texts(corpus: Corpus) -> Any:
+    """A tf.data.Dataset of batches of the train split's texts."""
+    split = corpus.split("train")
+    paths = [str(storage.local_copy(split.shard_path(number))) for number in range(len(split.shards))]
+    return tf.data.TFRecordDataset(paths).batch(1024).map(lambda batch: decode_records(corpus.features, batch, ()))
 
 
 def settle_statistics(model: Any, corpus: Corpus, shape: tuple[int, ...], seed: int) -> None:
@@ -145,7 +166,7 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     seen: list[float] = progress["losses"]
 
     # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
-    @tf.function(input_signature=[tf.TensorSpec([None, *shape]), tf.TensorSpec([None], tf.int64)])
+    @tf.function(input_signature=[input_spec(corpus.features, shape), tf.TensorSpec([None], tf.int64)])
     def step(inputs: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = losses.triplet_semihard_loss(labels, model(inputs, training=True), arguments.margin)
@@ -418,7 +439,10 @@ def main(argv: list[str]) -> int:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--init", action="store_true", help="write round 0's checkpoint with seeded weights")
     mode.add_argument("--online", action="store_true", help="warm up round 0's checkpoint on in-batch triplets")
-    parser.add_argument("--model", help="with --init: package.module:function, see trainer/models.py")
+    parser.add_argument(
+        "--model", help="with --init: package.module:function (see trainer/models.py), or a .keras file"
+    )
+    parser.add_argument("--normalize", action="store_true", help="with --init: end the network with UnitNormalization")
     parser.add_argument("--steps", type=int, help="with --online (one pass over the train split)")
     parser.add_argument("--margin", type=float, help="with --online; a mined round has its own (0.2)")
     parser.add_argument("--epochs", type=int, help="passes over a mined round's packs, at most (1)")
@@ -452,9 +476,12 @@ def main(argv: list[str]) -> int:
     arguments.loss = arguments.loss or "triplet"
     if arguments.learning_rate is None:
         arguments.learning_rate = 3e-3 if arguments.online else 1e-3
-    if arguments.model and not arguments.init:
-        raise InputError("--model goes with --init: later rounds take the network from their checkpoint")
+    for name in ("model", "normalize"):
+        if getattr(arguments, name) and not arguments.init:
+            raise InputError(f"--{name} goes with --init: later rounds take the network from their checkpoint")
     corpus = records.open_corpus(arguments.run_dir)
+    if arguments.jit and "text" in corpus.features:
+        raise InputError(f"--jit compiles no strings, and {corpus.directory} holds texts. Train without it.")
     with command.hold(arguments.run_dir, "train"):
         return (init if arguments.init else online if arguments.online else train)(arguments, corpus)
 
