@@ -1,16 +1,29 @@
-"""Records in, embeddings out: the one preprocessing and forward pass of mining, training and evaluation."""
+"""Records in, embeddings out: the one preprocessing and forward pass of mining, training and evaluation.
 
+    python -m pipeline.embed --run_dir runs/digits --out embeddings.parquet
+
+writes the embeddings with their ids and labels, for an index of vectors or whatever else takes them.
+"""
+
+import argparse
+import csv
+import functools
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline import command, records, storage
+from pipeline.progress import Stage, live
 from pipeline.records import Corpus, InputError, import_tensorflow, load_checkpoint
 from pipeline.selection import to_grid
 
 BATCH = 256
 CALLS = 2  # batches under way at once: what one call leaves of the cores, decoding or between layers, another takes
+CHUNK_ROWS = 4096  # that the command holds at a time
 
 
 def decode(features: dict[str, dict[str, Any]], payload: Any, input_shape: tuple[int, ...]) -> Any:
@@ -127,3 +140,125 @@ class Embedder:
                 f"(--init --normalize appends it)."
             )
         return to_grid(embeddings.astype(np.float32))
+
+
+# ---- The command. ----
+
+Chunks = Iterator[tuple[np.ndarray, list[dict[str, str]]]]  # float32 [n, dim], and id, label and split of each
+
+
+def write_npy(path: Path, rows: int, dim: int, chunks: Chunks) -> None:
+    """float32 [rows, dim] as .npy, and a .csv beside it with the other columns, row by row."""
+
+    def write(array: Path, table: Path) -> None:
+        out = np.lib.format.open_memmap(array, "w+", np.float32, (rows, dim))
+        with open(table, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["id", "label", "split"])
+            writer.writeheader()
+            start = 0
+            for embeddings, others in chunks:
+                out[start : start + len(others)] = embeddings
+                writer.writerows(others)
+                start += len(others)
+        out.flush()
+
+    storage.write_atomically(
+        path, lambda array: storage.write_atomically(path.with_suffix(".csv"), functools.partial(write, array))
+    )
+
+
+def write_npz(path: Path, rows: int, dim: int, chunks: Chunks) -> None:
+    """`embeddings` float32 [rows, dim], and `ids`, `labels`, `splits`, as NumPy's .npz."""
+
+    def write(temporary: Path) -> None:
+        columns: dict[str, list[str]] = {"id": [], "label": [], "split": []}
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:
+            with file.open("embeddings.npy", "w", force_zip64=True) as member:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+                np.lib.format.write_array_header_1_0(member, header)
+                for embeddings, others in chunks:
+                    member.write(embeddings.astype("<f4").tobytes())
+                    for name, column in columns.items():
+                        column += [other[name] for other in others]
+            for name, column in columns.items():
+                with file.open(f"{name}s.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.array(column), allow_pickle=False)
+
+    storage.write_atomically(path, write)
+
+
+def write_parquet(path: Path, rows: int, dim: int, chunks: Chunks) -> None:
+    """Columns id, label, split and embedding, a list of `dim` float32, as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = [(name, pa.string()) for name in ("id", "label", "split")]
+    schema = pa.schema([*text, ("embedding", pa.list_(pa.float32(), dim))])
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for embeddings, others in chunks:
+                column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), dim)
+                values = [[other[name] for other in others] for name, _ in text]
+                writer.write_table(pa.table([*values, column], schema=schema))
+
+    storage.write_atomically(path, write)
+
+
+WRITERS: dict[str, Callable[[Path, int, int, Chunks], None]] = {
+    ".npy": write_npy, ".npz": write_npz, ".parquet": write_parquet,
+}  # fmt: skip
+
+
+def embed_splits(embedder: Embedder, corpus: Corpus, splits: Sequence[str]) -> Chunks:
+    """Whole splits, CHUNK_ROWS at a time, in order of their rows."""
+    for name in splits:
+        split = corpus.split(name)
+        records.check_split(split)
+        for start in range(0, split.rows, CHUNK_ROWS):
+            serialised = split.read(np.arange(start, min(start + CHUNK_ROWS, split.rows)))
+            examples = map(records.parse_example, serialised)
+            others = [{"id": e["id"][0].decode(), "label": e["label"][0].decode(), "split": name} for e in examples]
+            yield embedder(serialised, start), others
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.embed",
+        description="Write embeddings with their ids and labels: .npy (and .csv beside it), .npz or .parquet.",
+    )
+    parser.add_argument("--run_dir", type=storage.location, required=True)
+    parser.add_argument("--out", type=storage.location, required=True, metavar="FILE", help=", ".join(WRITERS))
+    parser.add_argument("--split", choices=records.SPLITS, help="(all three)")
+    parser.add_argument("--round", type=int, help="whose checkpoint (the newest)")
+    command.add_options(parser)
+    arguments = parser.parse_args(argv)
+    command.begin(arguments)
+    run_dir, out = arguments.run_dir, arguments.out
+    if out.suffix not in WRITERS:
+        raise InputError(f"--out {out}: expected a name that ends in {', '.join(WRITERS)}")
+    corpus = records.open_corpus(run_dir)
+    splits = [arguments.split] if arguments.split else list(records.SPLITS)
+    rows = sum(corpus.split(name).rows for name in splits)
+    number = records.newest_round(run_dir, records.checkpoint_path) if arguments.round is None else arguments.round
+    if number is None:
+        raise InputError(f"{run_dir} has no checkpoint. Make one: python -m trainer.train --run_dir {run_dir} --init")
+    checkpoint = records.checkpoint_path(run_dir, number)
+    embedder = Embedder(checkpoint, corpus)
+    done = 0
+
+    def counted() -> Chunks:
+        nonlocal done
+        for embeddings, others in embed_splits(embedder, corpus, splits):
+            yield embeddings, others
+            done += len(others)
+
+    with live(Stage("embed", "rows", rows, lambda: done)):
+        WRITERS[out.suffix](out, rows, embedder.dim, counted())
+    command.note(rows=rows, dim=embedder.dim, out=str(out))
+    print(f"{rows:,} embeddings of {embedder.dim} numbers, {' + '.join(splits)}, with {checkpoint}\n  {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import command, job, records, storage
+from pipeline.progress import Stage, live
 from pipeline.records import InputError
 from pipeline.selection import draw_key
 from pipeline.sources import SOURCES, Example, Rejected, open_source
@@ -43,7 +44,7 @@ OURS = ("id", "label", "group", "image", "text", "vector", "row", "anchor", "pos
 DTYPES = {"image": "uint8", "text": "string", "vector": "float32"}
 
 
-class Stage(beam.DoFn):
+class StagePart(beam.DoFn):
     """(number, part) -> number: writes the part's examples, their keys and what was rejected into `staging`.
 
     keys_only: the examples themselves are left out.
@@ -184,7 +185,7 @@ class WriteShard(beam.DoFn):
 def order_keys(staging: Path, notes: list[dict[str, Any]]) -> tuple[pa.Table, list[dict[str, str]]]:
     """All keys ordered by (label, id), without repeated ids; and what was rejected so far.
 
-    notes: what `Stage` left beside each part's keys.
+    notes: what `StagePart` left beside each part's keys.
     """
     tables = [read_table(staging / f"part-{n:05d}.parquet") for n in range(len(notes))]
     keys = pa.concat_tables([KEYS.empty_table(), *tables])
@@ -299,14 +300,14 @@ def stage(
     """
     name, source, argument = open_source(text)
     kind, parts = source.kind(argument), source.parts(argument)
-    with job.progress(("read", len(parts), lambda: job.count_files(staging, ".notes.json"))):
+    with live(Stage("read", "parts", len(parts), lambda: job.count_files(staging, ".notes.json"))):
         job.run(
             options,
             lambda pipeline: (
                 pipeline
                 | "List parts" >> beam.Create(list(enumerate(parts)))
                 | "Spread" >> beam.Reshuffle()
-                | "Stage" >> beam.ParDo(Stage(name, kind, staging, keys_only))
+                | "Stage" >> beam.ParDo(StagePart(name, kind, staging, keys_only))
             ),
         )
     notes = [json.loads((staging / f"part-{n:05d}.notes.json").read_text()) for n in range(len(parts))]
@@ -367,7 +368,7 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
         storage.write_atomically(new / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
         records.write_json(new / "corpus.json", manifest)
 
-    with job.progress(("write", len(shards), lambda: job.count_files(new, ".npy"))):
+    with live(Stage("write", "shards", len(shards), lambda: job.count_files(new, ".npy"))):
         job.run(
             options,
             lambda pipeline: (

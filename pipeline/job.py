@@ -1,11 +1,11 @@
-"""Running a Beam graph from a command: its options, its progress on the screen, its workers' errors."""
+"""Running a Beam graph from a command: its options, its workers' errors and what they counted."""
 
 import logging
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,43 @@ def beam_options(arguments: list[str]) -> PipelineOptions:
 
 
 @contextmanager
-def timed(stage: str) -> Iterator[None]:
-    """In a worker: adds the block's time to the stage's counter, in milliseconds."""
+def timed(stage: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """In a worker: counts the block's milliseconds for the stage, and the items that the function given is told of."""
     started = time.monotonic()
-    yield
+    yield Metrics.counter(COUNTERS, f"{stage}/{unit}").inc
     Metrics.counter(COUNTERS, stage).inc(round((time.monotonic() - started) * 1000))
 
 
-def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> dict[str, int]:
-    """Builds and runs a graph, and waits for it. A worker's InputError comes back as one.
+@dataclass(frozen=True, kw_only=True)
+class Worked:
+    """What all workers together did in a stage, as their runner counted it; twice what was retried."""
 
-    Returns:
-      What `timed` counted, summed over all workers.
-    """
+    stage: str
+    seconds: float
+    items: int
+    unit: str
+
+
+def worked_of(counters: dict[str, int]) -> list[Worked]:
+    """Of the counters of `timed`, in order of the stages' names."""
+    return [
+        Worked(stage=stage, seconds=counters.get(stage, 0) / 1000, items=items, unit=unit)
+        for (stage, _, unit), items in sorted((name.partition("/"), value) for name, value in counters.items())
+        if unit
+    ]
+
+
+def table(worked: Sequence[Worked]) -> list[str]:
+    """What the workers did, a line a stage; nothing if they had nothing to do."""
+    lines = [f"  {'workers':<9}{'items':>18}{'seconds':>10}{'a second':>12}"]
+    for row in worked:
+        rate = f"{row.items / row.seconds:,.0f}" if row.seconds else "-"
+        lines.append(f"  {row.stage:<9}{f'{row.items:,} {row.unit}':>18}{row.seconds:>10.1f}{rate:>12}")
+    return lines if worked else []
+
+
+def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> list[Worked]:
+    """Builds and runs a graph, and waits for it. A worker's InputError comes back as one."""
     # What goes wrong comes back as the exception below; Beam would print it a first time, in fifty lines.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
@@ -61,7 +85,7 @@ def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> dict
         with command.at_stop(result.cancel):  # on an engine the job would go on without us
             result.wait_until_finish()
         counters = result.metrics().query(MetricsFilter().with_namespace(COUNTERS))["counters"]
-        return {counter.key.metric.name: counter.result for counter in counters}
+        return worked_of({counter.key.metric.name: counter.result for counter in counters})
     except Exception as error:
         # Runners add the step to a worker's error, or hand it over as text inside an error of their own.
         match = _WORKER_ERROR.search(f"{type(error).__name__}: {error}")
@@ -73,47 +97,6 @@ def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> dict
         if refused:
             raise OSError(refused[1].strip()) from None
         raise
-
-
-@contextmanager
-def progress(*stages: tuple[str, int, Callable[[], int]]) -> Iterator[None]:
-    """Shows (name, items in all, items done so far) while the block runs.
-
-    What is done is counted from files, so it is the same for every runner.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    stopped = threading.Event()
-    columns = (
-        TextColumn("{task.description:<8}"),
-        BarColumn(30),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks = [bars.add_task(name, total=total, start=False) for name, total, _ in stages]
-
-        def watch() -> None:
-            plain = [-1] * len(stages)
-            while not stopped.wait(0.25 if console.is_terminal else 2.0):
-                for i, (task, (name, total, done)) in enumerate(zip(tasks, stages, strict=True)):
-                    count = done()
-                    if count and not bars.tasks[i].started:
-                        bars.start_task(task)
-                    bars.update(task, completed=count)
-                    if not console.is_terminal and count not in (plain[i], 0):
-                        command.log.info("%s: %d of %d", name, count, total)
-                        plain[i] = count
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stopped.set()
-            thread.join()
 
 
 def count_files(directory: Path, suffix: str) -> int:

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from apache_beam.utils import shared
 
 from pipeline import command, job, packs, records, selection, storage
 from pipeline.embed import Embedder
+from pipeline.progress import Stage, live
 from pipeline.records import Corpus, InputError, Split
 from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
 
@@ -217,7 +218,8 @@ class EmbedShard(_Step):
         if not (path.exists() and checksum.exists() and checksum.read_text() == records.sha256_of_file(path)):
             embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
             rows = self.pool.shard_rows(number)
-            with job.timed("embed"):
+            with job.timed("embed", "rows") as count:
+                count(len(rows))
                 embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
             storage.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
             text = records.sha256_of_file(path)
@@ -291,7 +293,8 @@ class Scan(_SelectionStep):
         found = _read_found(path)
         if found is None:
             rule, pairs, threads = self.job.rule, self.pairs(item), self.job.threads
-            with job.timed("scan"):
+            with job.timed("scan", "anchors") as count:
+                count(len(pairs.anchors.row))
                 if rule.pick == "random":
                     found = selection.scan_random(rule, pairs, item.number * ITEM_BLOCKS, self.columns, blocks, threads)
                 else:
@@ -431,8 +434,13 @@ class WritePacks(_Step):
                     yield example
 
         path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
-        with selection.one_blas_thread(), job.timed("write"), ThreadPoolExecutor(self.job.threads) as pool:
+        with (
+            selection.one_blas_thread(),
+            job.timed("write", "packs") as count,
+            ThreadPoolExecutor(self.job.threads) as pool,
+        ):
             entry = records.write_records(path, serialised(pool))
+            count(entry["records"])
         entry["max_pack_triplets"] = most  # so that a trainer can pad to one shape
         yield number, entry, _sum_counts(counts)
 
@@ -559,8 +567,8 @@ def clear_leftovers(job_: Job) -> None:
             storage.remove(job_.work.with_name(name))
 
 
-def mine(job_: Job, options: Any) -> dict[str, Any]:
-    """Mines a round. Returns its manifest."""
+def mine(job_: Job, options: Any) -> tuple[dict[str, Any], list[job.Worked]]:
+    """Mines a round. Returns its manifest, and what the workers did."""
     started = time.time()
     pool = Pool(job_)
     if len(pool.classes) < 2:
@@ -574,11 +582,11 @@ def mine(job_: Job, options: Any) -> dict[str, Any]:
     shards = -(-len(anchors) * job_.rule.positives // SHARD_PAIRS)
     corpus_shards, blocks = len(pool.split.shards), selection.column_blocks(pool.rows)
     items = work_items(job_, len(anchors), blocks)
-    with job.progress(
-        ("embed", corpus_shards, lambda: job.count_files(job_.embeddings, ".npy")),
-        ("columns", blocks, lambda: job.count_files(job_.work / "columns", ".npz")),
-        ("scan", len(items), lambda: job.count_files(job_.work / "found", ".npz")),
-        ("write", shards, lambda: job.count_files(job_.directory / "triplets", ".tfrecord")),
+    with live(
+        Stage("embed", "shards", corpus_shards, lambda: job.count_files(job_.embeddings, ".npy")),
+        Stage("columns", "blocks", blocks, lambda: job.count_files(job_.work / "columns", ".npz")),
+        Stage("scan", "work items", len(items), lambda: job.count_files(job_.work / "found", ".npz")),
+        Stage("write", "shards", shards, lambda: job.count_files(job_.directory / "triplets", ".tfrecord")),
     ):
         worked = job.run(options, lambda pipeline: graph(pipeline, job_, items, corpus_shards, shards))
     storage.remove(job_.directory / "work")
@@ -587,14 +595,15 @@ def mine(job_: Job, options: Any) -> dict[str, Any]:
         job_.directory / "stats.json",
         {
             "mining_seconds": round(time.time() - started, 2),
-            "worker_seconds": {stage: milliseconds / 1000 for stage, milliseconds in worked.items()},
+            "worker_seconds": {row.stage: row.seconds for row in worked},
+            "worker_items": {row.stage: row.items for row in worked},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     )
-    return manifest
+    return manifest, worked
 
 
-def summary(manifest: dict[str, Any], run_dir: Path) -> str:
+def summary(manifest: dict[str, Any], run_dir: Path, worked: Sequence[job.Worked] = ()) -> str:
     directory = records.round_dir(run_dir, manifest["round"]) / "triplets"
     size = f"{manifest['packs']:,} packs of {manifest['rows']:,} rows"
     lines = [f"round {manifest['round']}: {manifest['triplets']:,} triplets in {size}"]
@@ -606,6 +615,7 @@ def summary(manifest: dict[str, Any], run_dir: Path) -> str:
     lines.append(f"  {'skipped':<22}{reasons or 'none'}")
     if any(manifest["guarded"].values()):
         lines.append(f"  {'guards acted on':<22}{sum(manifest['guarded'].values()):,} pairs")
+    lines += job.table(worked)
     lines.append(f"  in {directory}   next: python -m trainer.train --run_dir {run_dir}")
     return "\n".join(lines)
 
@@ -680,9 +690,9 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
     manifest_path = records.manifest_path(run_dir, number)
     if manifest_path.exists() and not records.is_torn(manifest_path, job_.directory / "work"):
         return already_mined(job_, corpus)
-    manifest = mine(job_, options)
+    manifest, worked = mine(job_, options)
     command.note(**facts(manifest))
-    print(summary(manifest, run_dir))
+    print(summary(manifest, run_dir, worked))
     return 0
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline import command, records, storage
 from pipeline.embed import Embedder, check_output, decode_records, input_spec, network_input_shape
+from pipeline.progress import Stage, live
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
 from trainer import losses, models
@@ -123,17 +124,6 @@ def settle_statistics(model: Any, corpus: Corpus, shape: tuple[int, ...], seed: 
         model(inputs, training=True)
 
 
-def progress_bar(total: int, label: str, done: int = 0) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(label), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    progress.add_task(label, total=total, completed=done)
-    return progress
-
-
 def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     """The warm-up: trains round 0's checkpoint, or a new network, on in-batch semi-hard triplets."""
     path = records.checkpoint_path(arguments.run_dir, 0)
@@ -178,11 +168,10 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     if resumed:
         print(f"  goes on at step {len(seen)}")
     started = time.time() - progress["seconds"]
-    with progress_bar(steps, "warm-up", len(seen)) as bar, command.stops_itself() as asked_to_stop:
+    with live(Stage("warm-up", "steps", steps, lambda: len(seen))), command.stops_itself() as asked_to_stop:
         for batch in online_batches(corpus, shape, classes, 4, steps, arguments.seed, first_step=len(seen)):
             optimizer.learning_rate = decayed(arguments.learning_rate, len(seen) / steps)
             seen.append(float(step(*batch)))
-            bar.advance(bar.task_ids[0])
             progress["seconds"] = time.time() - started
             if asked_to_stop():
                 state.save()
@@ -336,7 +325,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
     check = arguments.epochs > 1 and round_.corpus.split("validation").rows > 0
     started = time.time() - progress["seconds"]
     stopped_by = "epochs"
-    with progress_bar(steps, f"round {round_.number}", progress["step"]) as bar, command.stops_itself() as stopping:
+    with live(Stage("train", "steps", steps, lambda: progress["step"])), command.stops_itself() as stopping:
         for epoch in range(len(progress["epochs"]), arguments.epochs):
             here = progress["epoch"]
             precision = mixed_precision(model) if arguments.mixed_precision else nullcontext()
@@ -352,7 +341,6 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
                     here["steps"] += 1
                     progress["step"] += 1
                     progress["seconds"] = time.time() - started
-                    bar.advance(bar.task_ids[0])
                     with log.as_default(step=steps_before + progress["step"]):
                         tf.summary.scalar("loss", values[0])
                         tf.summary.scalar("active_share", values[1] / triplets)
