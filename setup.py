@@ -5,11 +5,13 @@ setup(
     version="0.1.0",
     description="Hard and semi-hard triplets, mined exactly over the whole corpus, for TensorFlow",
     packages=["pipeline", "trainer"],
+    package_data={"pipeline": ["templates/*"]},
     python_requires=">=3.11",
     install_requires=[
         "apache-beam>=2.70,<3",
         "fsspec>=2024.6",
         "google-crc32c>=1.5",
+        "jinja2>=3.1",
         "numba>=0.60",
         "numpy>=1.26,<3",
         "pillow>=10",
@@ -33,5 +35,6 @@ setup(
             "tfrecord>=1.14.6",
         ],
         "tfds": ["tensorflow-datasets>=4.9.4"],
+        "web": ["selenium>=4.20"],
     },
 )

@@ -64,10 +64,10 @@ class Job:
 
     @property
     def embeddings(self) -> Path:
-        """Named by the content of what made them, so they are never stale."""
         pool = [self.class_pool, self.rule.seed, self.rule.round] if self.class_pool else None
-        key = records.sha256_of_json([self.corpus_fingerprint, self.checkpoint_digest, pool])
-        return self.directory / "embeddings" / key[:16]
+        return records.embeddings_dir(
+            self.run_dir, self.round, self.corpus_fingerprint, self.checkpoint_digest, pool
+        )
 
     @property
     def work(self) -> Path:

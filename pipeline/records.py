@@ -408,6 +408,17 @@ def manifest_path(run_dir: Path, number: int) -> Path:
     return round_dir(run_dir, number) / "triplets" / "triplets.json"
 
 
+def embeddings_dir(
+    run_dir: Path, number: int, corpus_fingerprint: str, checkpoint_digest: str, pool: list[int | None] | None
+) -> Path:
+    """Named by the content of what made them, so they are never stale.
+
+    pool: what drew the classes that are embedded, [classes, seed, round]; None for the whole train split.
+    """
+    key = sha256_of_json([corpus_fingerprint, checkpoint_digest, pool])
+    return round_dir(run_dir, number) / "embeddings" / key[:16]
+
+
 def newest_round(run_dir: Path, path: Callable[[Path, int], Path]) -> int | None:
     """The highest round that has the file named by `checkpoint_path` or `manifest_path`."""
     numbers = [int(name) for name in storage.names(run_dir / "rounds") if name.isdigit()]
@@ -453,6 +464,14 @@ def load_checkpoint(path: Path) -> Any:
 def open_triplets(run_dir: Path, number: int, corpus: Corpus) -> dict[str, Any]:
     """The manifest of a mined round, every shard checked against it and it against the corpus."""
     path = manifest_path(run_dir, number)
+    manifest = read_triplets_manifest(path, corpus)
+    for entry in manifest["shards"]:
+        check_shard(path.parent, entry, path)
+    return manifest
+
+
+def read_triplets_manifest(path: Path, corpus: Corpus) -> dict[str, Any]:
+    """A triplets.json, checked against the corpus; its shards are not looked at."""
     manifest = read_json(path, TRIPLETS_FORMAT)
     for name, found, expected in (
         ("corpus", manifest["corpus_fingerprint"], corpus.fingerprint),
@@ -461,10 +480,8 @@ def open_triplets(run_dir: Path, number: int, corpus: Corpus) -> dict[str, Any]:
         if found != expected:
             raise InputError(
                 f"{path} was mined with {name} {found[:60]}, this run directory has {expected[:60]}. "
-                f"Remove {path.parent} and mine round {number} again."
+                f"Remove {path.parent} and mine that round again."
             )
-    for entry in manifest["shards"]:
-        check_shard(path.parent, entry, path)
     return manifest
 
 

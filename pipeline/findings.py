@@ -1,0 +1,338 @@
+"""What a round's packs and embeddings say: its triplets, which classes are confused, which labels look wrong.
+
+A sample of bounded size: packs in their order, the same ones each time. Packs of a shard are in hash order, so its
+first ones are as good as any.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import records
+from pipeline.records import InputError, Split
+
+READ_ROWS = 1 << 16  # of packs, counted as often as they are in one
+READ_TRIPLETS = 1 << 20
+READ_BYTES = 64 << 20
+READ_SHARDS = 64
+NEIGHBOURS = 10
+NEAR = 3  # of a class, for the distance to it
+LEAST_NEIGHBOURS = 3  # fewer say little of a label: classes of up to three rows are left out
+CANDIDATES = 512  # rows whose neighbours are looked up
+UNCHECKED = 50  # candidates that are listed where there are no embeddings
+NEIGHBOUR_ROWS = 1 << 18  # among which they are looked up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Triplets of the packs that were read.
+
+    anchor, positive, negative: int64 [t], rows of the train split. d_ap, d_an: float32 [t]. kind, scope: int64 [t],
+    positions in the manifest's `kinds` and `scopes`. ids: of the rows in these packs. packs, rows: how many were read,
+    rows as often as they are in a pack.
+    """
+
+    anchor: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    d_ap: np.ndarray
+    d_an: np.ndarray
+    kind: np.ndarray
+    scope: np.ndarray
+    ids: dict[int, str]
+    packs: int
+    rows: int
+
+    @property
+    def gap(self) -> np.ndarray:
+        return self.d_an - self.d_ap
+
+
+def packs_to_read(manifest: dict[str, Any]) -> int:
+    """How many packs fit the bounds above, going by the average pack; one at the least."""
+    of_all = {
+        READ_ROWS: manifest["rows"], READ_TRIPLETS: manifest["triplets"],
+        READ_BYTES: sum(shard["bytes"] for shard in manifest["shards"]),
+    }  # fmt: skip
+    share = min(bound / max(1, total) for bound, total in of_all.items())
+    return max(1, min(int(manifest["packs"]), math.floor(share * manifest["packs"])))
+
+
+def read_sample(directory: Path, manifest: dict[str, Any], packs: int) -> Sample:
+    """Reads about that many packs of a mined round, out of shards that lie evenly over all.
+
+    Raises:
+      InputError: a shard is missing, damaged, or shorter than the manifest says.
+    """
+    shards = [shard for shard in manifest["shards"] if shard["records"]]
+    if packs < manifest["packs"]:
+        step = math.ceil(len(shards) / min(packs, READ_SHARDS))
+        shards = shards[::step]
+    of_each = [math.ceil(packs / len(shards))] * len(shards) if packs < manifest["packs"] else [math.inf] * len(shards)
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("anchor", "positive", "negative", "d_ap", "d_an", "kind", "scope")
+    }
+    ids: dict[int, str] = {}
+    count = rows = 0
+    for shard, most in zip(shards, of_each, strict=True):
+        for pack in _packs(directory / shard["file"], int(min(most, shard["records"]))):
+            row = pack["row"]
+            ids.update(zip(row.tolist(), (id.decode() for id in pack["id"]), strict=True))
+            for name, parts in columns.items():
+                parts.append(row[pack[name]] if name in ("anchor", "positive", "negative") else pack[name])
+            count, rows = count + 1, rows + len(row)
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return Sample(**joined, ids=ids, packs=count, rows=rows)
+
+
+def _packs(path: Path, count: int) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        raise InputError(f"{path} is missing, triplets.json lists it. Restore it, or remove {path.parent} and mine again.")
+    found = 0
+    for record in itertools.islice(records.read_records(path), count):
+        found += 1
+        yield records.parse_example(record)
+    if found < count:
+        raise InputError(
+            f"{path} ends after {found} records, triplets.json lists more. Restore it, or remove {path.parent} and mine "
+            f"again."
+        )
+
+
+# ---- Which triplets to show. ----
+
+
+def drawn(sample: Sample, count: int, seed: int) -> np.ndarray:
+    """int64 [count or fewer]: triplets drawn at random, no anchor twice."""
+    order = np.random.default_rng(seed).permutation(len(sample.anchor))
+    return order[_first_of_each(sample.anchor[order])][:count]
+
+
+def closest(sample: Sample, label: np.ndarray, count: int) -> np.ndarray:
+    """int64 [count or fewer]: triplets with the smallest d_an - d_ap, no pair of classes twice.
+
+    Args:
+      label: int64 [t, 2], the classes of anchor and negative.
+    """
+    order = np.lexsort((sample.negative, sample.positive, sample.anchor, sample.gap))
+    pair = np.sort(label[order], axis=1)
+    return order[_first_of_each(pair[:, 0] * (label.max(initial=0) + 1) + pair[:, 1])][:count]
+
+
+def _first_of_each(values: np.ndarray) -> np.ndarray:
+    """int64: where each value comes first, ascending."""
+    return np.sort(np.unique(values, return_index=True)[1])
+
+
+# ---- Which classes are confused. ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """Two classes, a < b. triplets: how many have an anchor of one and a negative of the other; share: of all whose
+    anchor is of either. d_an: their smallest. examples: triplets with small d_an, no row twice."""
+
+    a: int
+    b: int
+    triplets: int
+    share: float
+    d_an: float
+    examples: list[int]
+
+
+def confusions(sample: Sample, label: np.ndarray, count: int, examples: int) -> list[Confusion]:
+    """The pairs of classes with the most triplets between them.
+
+    Args:
+      label: int64 [t, 2], the classes of anchor and negative.
+    """
+    classes = int(label.max(initial=0)) + 1
+    pair = label.min(axis=1) * classes + label.max(axis=1)
+    anchors = np.bincount(label[:, 0], minlength=classes)
+    values, counts = np.unique(pair, return_counts=True)
+    found = []
+    for value, triplets in sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda p: (-p[1], p[0]))[:count]:
+        a, b = divmod(value, classes)
+        where = np.flatnonzero(pair == value)
+        where = where[np.lexsort((sample.negative[where], sample.anchor[where], sample.d_an[where]))]
+        chosen: list[int] = []
+        seen: set[int] = set()
+        for triplet in where.tolist():
+            rows = {int(sample.anchor[triplet]), int(sample.negative[triplet])}
+            if not rows & seen:
+                chosen.append(triplet)
+                seen |= rows
+            if len(chosen) == examples:
+                break
+        found.append(
+            Confusion(
+                a=a, b=b, triplets=triplets, share=triplets / int(anchors[a] + anchors[b]),
+                d_an=float(sample.d_an[where[0]]), examples=chosen,
+            )
+        )  # fmt: skip
+    return found
+
+
+def confusion_matrix(label: np.ndarray, pairs: list[Confusion], most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the classes in the most confused pairs, who is taken for whom.
+
+    Args:
+      label: int64 [t, 2], the classes of anchor and negative. pairs: in order.
+    Returns:
+      int64 [c], at most `most` classes, alike ones beside each other; int64 [c, c], triplets by class of the anchor
+      (row) and of the negative (column).
+    """
+    classes = np.array(list(dict.fromkeys(itertools.chain.from_iterable((p.a, p.b) for p in pairs)))[:most], np.int64)
+    classes.sort()
+    inside = np.isin(label, classes).all(axis=1)
+    place = np.searchsorted(classes, label[inside])
+    matrix = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(matrix, (place[:, 0], place[:, 1]), 1)
+    if len(classes) > 2:
+        from scipy.cluster.hierarchy import leaves_list, linkage
+        from scipy.spatial.distance import squareform
+
+        apart = 1.0 / (1 + matrix + matrix.T)
+        np.fill_diagonal(apart, 0)
+        order = leaves_list(linkage(squareform(apart), "average", optimal_ordering=True))
+        classes, matrix = classes[order], matrix[np.ix_(order, order)]
+    return classes, matrix
+
+
+# ---- Which labels look wrong. ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A row that lies among another class.
+
+    label, looks_like: the class it has, and the one it lies among. copy: its payload is that of `nearest`, and there is
+    no more to say. anchors: how many different anchors of `looks_like` it is the negative of in the sample. Where there
+    are embeddings: of the `neighbours` rows nearest to it, `own` have its label and `other` have `looks_like`; d_own,
+    d_other: its mean distance to the NEAR nearest rows of each; nearest: the nearest of `looks_like`.
+    """
+
+    row: int
+    label: int
+    looks_like: int
+    anchors: int
+    neighbours: int = 0
+    own: int = 0
+    other: int = 0
+    d_own: float = 0.0
+    d_other: float = 0.0
+    nearest: int | None = None
+    copy: bool = False
+
+
+def label_conflicts(split: Split) -> list[Suspect]:
+    """Rows whose payload an earlier row has under another label: one of the two is wrong. The first CANDIDATES."""
+    found: list[Suspect] = []
+    for number in range(len(split.shards)):
+        rows = np.arange(split.shard_rows[number], split.shard_rows[number + 1])
+        first = np.asarray(split.index(number)["content"])
+        copies = np.flatnonzero(first != rows)
+        label, other = split.class_of(rows[copies]), split.class_of(first[copies])
+        for i in np.flatnonzero(label != other):
+            row, nearest = int(rows[copies[i]]), int(first[copies[i]])
+            found.append(
+                Suspect(row=row, label=int(label[i]), looks_like=int(other[i]), anchors=0, nearest=nearest, copy=True)
+            )
+        if len(found) >= CANDIDATES:
+            break
+    return found[:CANDIDATES]
+
+
+def suspects(sample: Sample, split: Split, embeddings: Path) -> tuple[list[Suspect], bool]:
+    """Rows whose label looks wrong, the most suspicious first.
+
+    Candidates are the CANDIDATES rows that are the negative of the most anchors of one class. They stay if more than
+    half of their neighbours have one other label, asked about as many as their class has other rows, at most
+    NEIGHBOURS; the order is that of d_other / d_own. Where no embeddings are found (the round saw a pool of classes,
+    or somebody removed them) it is the first UNCHECKED candidates.
+
+    Returns:
+      the suspects; whether neighbours were looked at.
+    """
+    pairs = np.unique(np.stack([sample.negative, sample.anchor], axis=1), axis=0)
+    pairs[:, 1] = split.class_of(pairs[:, 1])
+    by_class, anchors = np.unique(pairs, axis=0, return_counts=True)
+    row, of = by_class.T
+    most = np.lexsort((of, row, -anchors))
+    most = most[_first_of_each(row[most])][:CANDIDATES]
+    label = split.class_of(row[most])
+    found = neighbours(split, embeddings, row[most])
+    if found is None:
+        return [
+            Suspect(row=int(row[i]), label=int(own), looks_like=int(of[i]), anchors=int(anchors[i]))
+            for i, own in zip(most[:UNCHECKED], label, strict=False)
+        ], False
+    negative_of = dict(zip(zip(row.tolist(), of.tolist(), strict=True), anchors.tolist(), strict=True))
+    size = np.diff(split.first_rows)
+    listed = []
+    for candidate, own, rows, distance, d_own in zip(row[most].tolist(), label.tolist(), *found, strict=True):
+        rows = rows[: int(size[own]) - 1]
+        if len(rows) < LEAST_NEIGHBOURS:
+            continue
+        around = split.class_of(rows)
+        classes, counts = np.unique(around, return_counts=True)
+        other = int(classes[counts.argmax()])
+        if other != own and 2 * counts.max() > len(rows):
+            of_other = around == other
+            listed.append(
+                Suspect(
+                    row=candidate, label=own, looks_like=other, anchors=negative_of.get((candidate, other), 0),
+                    neighbours=len(rows), own=int((around == own).sum()), other=int(of_other.sum()),
+                    d_own=float(d_own.mean()), d_other=float(distance[: len(rows)][of_other][:NEAR].mean()),
+                    nearest=int(rows[of_other][0]),
+                )
+            )  # fmt: skip
+    return sorted(listed, key=lambda s: (s.d_other / max(s.d_own, 1e-9), -s.anchors, s.row)), True
+
+
+def neighbours(split: Split, embeddings: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """What lies nearest to rows of a split; None if not every embedding is there.
+
+    Of a split larger than NEIGHBOUR_ROWS every second, third or so on row is looked at, which keeps the classes' shares.
+
+    Returns:
+      int64 [n, NEIGHBOURS] the nearest rows in order, and float32 of the same shape, their distances; float32 [n, NEAR],
+      the distances of the nearest rows of the same label. Fewer where the split has fewer.
+    """
+    paths = [embeddings / shard["file"].replace(".tfrecord", ".npy") for shard in split.shards]
+    if not len(rows) or not all(path.exists() for path in paths):
+        return None
+    parts: list[Any] = [None] * len(rows)
+    for number, where, places in split.by_shard(rows):
+        for i, embedding in zip(where.tolist(), records.open_array(paths[number])[places], strict=True):
+            parts[i] = embedding
+    queries, own = np.stack(parts), split.class_ranges(rows)
+    step = math.ceil(split.rows / NEIGHBOUR_ROWS)
+    distance, nearest = np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64)
+    d_own, of_own = distance, nearest
+    for number, path in enumerate(paths):
+        first, last = split.shard_rows[number], split.shard_rows[number + 1]
+        columns = np.arange(-(-first // step) * step, last, step)
+        block = 2 - 2 * (queries @ np.asarray(records.open_array(path)[columns - first]).T)
+        block[rows[:, None] == columns] = np.inf  # itself
+        distance, nearest = _smallest(distance, nearest, block, columns, NEIGHBOURS)
+        block[(columns < own[:, :1]) | (columns >= own[:, 1:])] = np.inf
+        d_own, of_own = _smallest(d_own, of_own, block, columns, NEAR)
+    return nearest, distance, d_own
+
+
+def _smallest(
+    value: np.ndarray, where: np.ndarray, block: np.ndarray, columns: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` smallest of each row of two arrays side by side, in order, and their columns."""
+    value = np.concatenate([value, block], axis=1)
+    where = np.concatenate([where, np.broadcast_to(columns, block.shape)], axis=1)
+    count = min(count, value.shape[1])
+    order = np.argpartition(value, count - 1, axis=1)[:, :count]
+    order = np.take_along_axis(order, np.argsort(np.take_along_axis(value, order, axis=1), axis=1), axis=1)
+    return np.take_along_axis(value, order, axis=1), np.take_along_axis(where, order, axis=1)

@@ -1,0 +1,637 @@
+"""Something to look at: report.html of each mined round, suspected-labels.tsv beside it, index.html over rounds.
+
+    python -m pipeline.report --run_dir runs/digits
+
+Pages stand alone: no script, no network, pictures inside. All they say is read from the run directory.
+"""
+
+import argparse
+import base64
+import csv
+import functools
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from pipeline import charts, command, findings, records, storage
+from pipeline.findings import Sample, Suspect
+from pipeline.records import Corpus, InputError
+
+DRAWN, CLOSEST = 12, 12  # triplets shown
+PAIRS, EXAMPLES = 9, 3  # of confused classes
+HEAT_CLASSES = 16
+SUSPECTS = 40  # shown; the file has all
+THUMBNAIL = 120  # pixels, the longer side
+AS_IT_IS = 4096  # bytes of a picture that is shown as it is
+TEXT = 240  # characters of a text
+
+
+# ---- What a run directory holds. ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What was written of one round; a part is {} while it is not there. evaluations: by split."""
+
+    number: int
+    manifest: dict[str, Any]
+    stats: dict[str, Any]
+    metrics: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Triplets by kind, both scopes together."""
+        counts = self.manifest.get("counts", {}).values()
+        return {kind: sum(scope.get(kind, 0) for scope in counts) for kind in self.manifest.get("kinds", ())}
+
+    @property
+    def served(self) -> float | None:
+        """The share of anchor-positive pairs that got a triplet from the whole corpus."""
+        pairs = self.manifest.get("pairs", {}).get("corpus")
+        return sum(self.manifest["counts"]["corpus"].values()) / pairs if pairs else None
+
+    @property
+    def loss(self) -> float | None:
+        return self.metrics["epochs"][-1]["loss"] if self.metrics else None
+
+    @property
+    def active(self) -> tuple[float, float] | None:
+        """The share of triplets with a loss: before training, and in the last epoch."""
+        return (self.metrics["fresh_active_share"], self.metrics["epochs"][-1]["active_share"]) if self.metrics else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file; {} if it is not there."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}. Remove it, and run again what writes it.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds {type(value).__name__}, expected an object. Remove it, and write it again.")
+    return value
+
+
+def read_round(run_dir: Path, number: int, corpus: Corpus) -> Round:
+    directory, path = records.round_dir(run_dir, number), records.manifest_path(run_dir, number)
+    manifest = records.read_triplets_manifest(path, corpus) if path.exists() else {}
+    evaluations = {split: _read(directory / f"evaluation-{split}.json") for split in records.SPLITS}
+    digest = manifest.get("checkpoint_digest")
+    return Round(
+        number=number, manifest=manifest, stats=_read(directory / "stats.json"),
+        metrics=_read(directory / "train" / "metrics.json"),
+        # A warm-up may have replaced round 0's checkpoint since.
+        evaluations={s: e for s, e in evaluations.items() if e and digest in (None, e.get("checkpoint_digest"))},
+    )  # fmt: skip
+
+
+def round_numbers(run_dir: Path) -> list[int]:
+    return sorted(int(name) for name in storage.names(run_dir / "rounds") if name.isdigit())
+
+
+# ---- How things are written. ----
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}" if 0 < value < 0.1 else f"{value:.0%}"
+
+
+def _fixed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _seconds(value: float) -> str:
+    minutes, hours = value / 60, value / 3600
+    return f"{value:.1f} s" if value < 90 else f"{minutes:.1f} min" if minutes < 90 else f"{hours:.1f} h"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _metric(name: str) -> str:
+    if name.startswith("recall_at_"):
+        return f"R@{name.removeprefix('recall_at_')}"
+    return {"map_at_r": "MAP@R", "mean_distance": "mean distance"}.get(name, _words(name))
+
+
+def quality(found: Iterable[tuple[str, str, dict[str, Any]]]) -> dict[str, Any]:
+    """Evaluations as a table, whatever numbers they hold. found: (checkpoint, split, evaluation)."""
+    listed = [entry for entry in found if entry[2]]
+    names = [n for _, _, e in listed for n, v in e.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    columns = list(dict.fromkeys(names))
+
+    def shown(value: Any) -> str:
+        return "–" if not isinstance(value, int | float) else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+    rows = [
+        {"checkpoint": checkpoint, "split": split, "cells": [shown(evaluation.get(n)) for n in columns]}
+        for checkpoint, split, evaluation in listed
+    ]
+    return {"names": [_metric(name) for name in columns], "rows": rows}
+
+
+def about_corpus(corpus: Corpus) -> str:
+    name, spec = next(iter(corpus.features.items()))
+    train = corpus.split("train")
+    size = " × ".join("any" if n is None else str(n) for n in spec.get("shape") or ())
+    return f"{train.rows:,} rows of {len(train.labels):,} classes to train on; {name}{' ' if size else ''}{size}"
+
+
+def versions(manifest: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    html = _templates().get_template(template).render(values)
+    storage.write_atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+
+
+# ---- Rows as one sees them. ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A row of the train split. kind: image, text or vector; drawn: what the template draws it from."""
+
+    row: int
+    id: str
+    label: str
+    kind: str
+    drawn: dict[str, Any]
+
+
+def look_up(corpus: Corpus, rows: Iterable[int]) -> dict[int, View]:
+    """Views of rows of the train split, read from the corpus by position."""
+    wanted = np.unique(np.fromiter(rows, np.int64))
+    name, spec = next(iter(corpus.features.items()))
+    views = {}
+    for row, record in zip(wanted.tolist(), corpus.split("train").read(wanted), strict=True):
+        example = records.parse_example(record)
+        kind, payload = spec["kind"], example[name]
+        if kind == "image":
+            drawn = picture(payload[0])
+        elif kind == "vector":
+            drawn = charts.drawing(payload)
+        else:
+            text = payload[0].decode(errors="replace")
+            drawn = {"text": text if len(text) <= TEXT else text[:TEXT] + " …"}
+        views[row] = View(
+            row=row, id=example["id"][0].decode(), label=example["label"][0].decode(), kind=kind, drawn=drawn
+        )
+    return views
+
+
+def picture(encoded: bytes) -> dict[str, Any]:
+    """A PNG or JPEG as a data URI, made smaller if it is large. grain: so small that its pixels are to be seen."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+        (width, height), form = image.size, str(image.format)
+        if len(encoded) > AS_IT_IS or max(width, height) > 2 * THUMBNAIL:
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            small = image
+            if image.mode.startswith("I"):  # 16 bits a pixel
+                small = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            buffer = io.BytesIO()
+            small.convert("RGBA" if image.has_transparency_data else "RGB").save(buffer, "WEBP", quality=80)
+            (width, height), form, encoded = small.size, "WEBP", buffer.getvalue()
+    source = f"data:image/{form.lower()};base64,{base64.b64encode(encoded).decode()}"
+    return {"src": source, "width": width, "height": height, "grain": max(width, height) <= 48}
+
+
+# ---- A round's page. ----
+
+
+def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = None) -> int:
+    """Writes a mined round's report.html and suspected-labels.tsv.
+
+    packs: to read at most; None: what keeps it quick. Returns the number of suspected labels.
+    """
+    here, mined = read_round(run_dir, number, corpus), mined_rounds(run_dir)
+    manifest, directory = here.manifest, records.round_dir(run_dir, number)
+    if not manifest:
+        known = f"mined are rounds {', '.join(map(str, mined))}" if mined else "no round is mined"
+        raise InputError(
+            f"{records.manifest_path(run_dir, number)} is missing: round {number} is not mined, {known}. Mine it: "
+            f"python -m pipeline.mine --run_dir {run_dir}"
+        )
+    split, labels = corpus.split("train"), corpus.split("train").labels
+    most = findings.packs_to_read(manifest) if packs is None else min(packs, manifest["packs"])
+    sample = findings.read_sample(directory / "triplets", manifest, most)
+    classes = np.stack([split.class_of(sample.anchor), split.class_of(sample.negative)], axis=1)
+    embeddings = records.embeddings_dir(run_dir, number, corpus.fingerprint, manifest["checkpoint_digest"], None)
+    suspects, checked = findings.suspects(sample, split, embeddings)
+    if corpus.manifest["splits"]["train"]["label_conflicts"]:
+        suspects = findings.label_conflicts(split) + suspects
+    write_suspects(directory / "suspected-labels.tsv", suspects, corpus)
+    galleries = {
+        "Drawn at random": findings.drawn(sample, DRAWN, seed=number),
+        "The smallest gaps, one for each pair of classes": findings.closest(sample, classes, CLOSEST),
+    }
+    pairs = findings.confusions(sample, classes, HEAT_CLASSES, EXAMPLES)
+    triplets = np.concatenate([*galleries.values(), *(np.array(p.examples, np.int64) for p in pairs[:PAIRS])])
+    rows = [getattr(sample, side)[triplets] for side in ("anchor", "positive", "negative")]
+    rows += [np.array([s.row, s.row if s.nearest is None else s.nearest]) for s in suspects[:SUSPECTS]]
+    views = look_up(corpus, np.concatenate(rows))
+    after = read_round(run_dir, number + 1, corpus).evaluations
+    place = mined.index(number)
+    write_page(
+        directory / "report.html", "round.html",
+        number=number, run=str(run_dir), corpus=about_corpus(corpus), versions=versions(manifest),
+        before=mined[place - 1] if place else None, after=mined[place + 1] if place + 1 < len(mined) else None,
+        figures=round_figures(here, after, len(suspects)),
+        galleries=[
+            {"name": name, "triplets": [_triplet(sample, t, views, manifest) for t in where.tolist()]}
+            for name, where in galleries.items()
+        ],
+        scale=float(np.max(np.maximum(sample.d_ap + manifest["margin"], sample.d_an)[np.concatenate([*galleries.values()])])),
+        read=_of_packs(sample, manifest), histograms=histograms(sample, manifest),
+        heat=heat_map(classes, pairs, labels), pairs=[_pair(p, sample, views, labels) for p in pairs[:PAIRS]],
+        kind=next(iter(views.values())).kind,
+        suspects={
+            "about": about_suspects(sample, split.rows, checked), "all": len(suspects),
+            "rows": [_suspect(s, views, labels) for s in suspects[:SUSPECTS]],
+        },
+        trained=training(here.metrics, number), counts=count_tables(manifest), times=times(here),
+        quality=quality(
+            (f"{role} training (round {n}’s)", split_name, evaluation)
+            for n, role, found in ((number, "before", here.evaluations), (number + 1, "after", after))
+            for split_name, evaluation in found.items()
+        ),
+        settings=settings(here),
+    )  # fmt: skip
+    return len(suspects)
+
+
+def mined_rounds(run_dir: Path) -> list[int]:
+    return [n for n in round_numbers(run_dir) if records.manifest_path(run_dir, n).exists()]
+
+
+def write_suspects(path: Path, suspects: list[Suspect], corpus: Corpus) -> None:
+    """Suspects as tab-separated values with a header; fields that hold a tab or a line's end are quoted."""
+    rows = np.array([s.row for s in suspects], np.int64)
+    ids = [records.parse_example(record)["id"][0].decode() for record in corpus.split("train").read(rows)]
+    labels = corpus.split("train").labels
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, dialect="excel-tab", lineterminator="\n")
+            table.writerow(
+                ["id", "label", "looks_like", "row", "copy", "neighbours", "own", "other", "d_own", "d_other", "anchors"]
+            )
+            for id, s in zip(ids, suspects, strict=True):
+                numbers = [s.neighbours, s.own, s.other, f"{s.d_own:.4f}", f"{s.d_other:.4f}"]
+                if not s.neighbours:
+                    numbers = [""] * len(numbers)
+                table.writerow([id, labels[s.label], labels[s.looks_like], s.row, int(s.copy), *numbers, s.anchors])
+
+    storage.write_atomically(path, write)
+
+
+def _of_packs(sample: Sample, manifest: dict[str, Any]) -> str:
+    packs = f"{sample.packs:,} of {manifest['packs']:,} packs" if sample.packs < manifest["packs"] else "all packs"
+    return f"{len(sample.anchor):,} triplets of {packs}"
+
+
+def round_figures(here: Round, after: dict[str, dict[str, Any]], suspects: int) -> list[dict[str, str]]:
+    """The numbers at the top of a round's page: name, value, note."""
+    manifest, counts = here.manifest, here.manifest["counts"]
+    by_scope = {scope: sum(kinds.values()) for scope, kinds in counts.items()}
+    figures = [
+        {
+            "name": "Triplets", "value": f"{manifest['triplets']:,}",
+            "note": f"{by_scope['corpus']:,} over the whole corpus, {by_scope['pack']:,} inside {manifest['packs']:,} packs",
+        },
+        {
+            "name": "Pairs with a negative", "value": _share(here.served),
+            "note": f"of {manifest['pairs']['corpus']:,} anchor-positive pairs",
+        },
+    ]  # fmt: skip
+    if here.active:
+        figures.append(
+            {"name": "Active share", "value": f"{_share(here.active[0])} → {_share(here.active[1])}",
+             "note": "of the triplets, before training and at its end"}
+        )  # fmt: skip
+    for split in records.SPLITS:
+        old, new = (found.get(split, {}).get("map_at_r") for found in (here.evaluations, after))
+        if new is not None:
+            change = f"{_fixed(old)} → {_fixed(new)}" if old is not None else _fixed(new)
+            note = "before and after training" if old is not None else "after training"
+            figures.append({"name": f"MAP@R, {split}", "value": change, "note": note})
+    if here.stats:
+        trained = f"training {_seconds(here.metrics['seconds'])}" if here.metrics else "not trained yet"
+        figures.append({"name": "Mining", "value": _seconds(here.stats["mining_seconds"]), "note": trained})
+    figures.append({"name": "Suspected labels", "value": f"{suspects:,}", "note": "rows to look at"})
+    return figures
+
+
+def _triplet(sample: Sample, t: int, views: dict[int, View], manifest: dict[str, Any]) -> dict[str, Any]:
+    kind = int(sample.kind[t])
+    return {
+        **{side: views[int(getattr(sample, side)[t])] for side in ("anchor", "positive", "negative")},
+        "d_ap": float(sample.d_ap[t]), "d_an": float(sample.d_an[t]), "margin": manifest["margin"],
+        "kind": kind, "kind_name": manifest["kinds"][kind],
+    }  # fmt: skip
+
+
+def histograms(sample: Sample, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    margin = float(manifest["margin"])
+    there = {name: sample.kind == k for k, name in enumerate(manifest["kinds"]) if (sample.kind == k).any()}
+    of = {
+        "anchor to positive, d_ap": (sample.d_ap, {}),
+        "anchor to negative, d_an": (sample.d_an, {}),
+        "gap, d_an − d_ap": (sample.gap, {"margin": margin} | ({"0": 0.0} if "hard" in there else {})),
+    }
+    drawn = []
+    for title, (values, marks) in of.items():
+        low, middle, high = np.percentile(values, [5, 50, 95])
+        note = f"median {middle:.3f}, nine tenths from {low:.3f} to {high:.3f}"
+        about = f"histogram of the {title}: {note}"
+        chart = charts.histogram({name: values[where] for name, where in there.items()}, about, marks)
+        drawn.append({"title": title[0].upper() + title[1:], "note": note, "chart": chart})
+    return drawn
+
+
+def heat_map(classes: np.ndarray, pairs: list[findings.Confusion], labels: list[str]) -> dict[str, Any]:
+    """Of each class' triplets the share whose negative is of each other class; tints go up to the largest share."""
+    listed, matrix = findings.confusion_matrix(classes, pairs, HEAT_CLASSES)
+    anchors = np.bincount(classes[:, 0], minlength=len(labels))[listed]
+    share = matrix / np.maximum(anchors, 1)[:, None]
+    most = max(float(share.max(initial=0)), 1e-9)
+    rows = [
+        [
+            {"count": f"{n:,}", "tint": round(85 * float(s) / most), "text": f"{100 * s:.0f}" if s >= 0.005 else ""}
+            for n, s in zip(counts, shares, strict=True)
+        ]
+        for counts, shares in zip(matrix.tolist(), share.tolist(), strict=True)
+    ]
+    return {"classes": [labels[c] for c in listed], "rows": rows, "of": len(labels)}
+
+
+def _pair(pair: findings.Confusion, sample: Sample, views: dict[int, View], labels: list[str]) -> dict[str, Any]:
+    return {
+        "a": labels[pair.a], "b": labels[pair.b], "triplets": f"{pair.triplets:,}", "share": _share(pair.share),
+        "examples": [
+            {
+                "d_an": _fixed(float(sample.d_an[t])),
+                "views": [views[int(row)] for row in sorted((sample.anchor[t], sample.negative[t]))],  # a's first
+            }
+            for t in pair.examples
+        ],
+    }  # fmt: skip
+
+
+def about_suspects(sample: Sample, rows: int, checked: bool) -> str:
+    seen = f"{len(sample.ids):,} of the {rows:,} rows" if len(sample.ids) < rows else f"all {rows:,} rows"
+    if not checked:
+        return (
+            f"Rows that are the negative of the most anchors of one class, out of {seen}. There are no embeddings of the "
+            f"whole train split for this round, so nobody looked at their neighbours."
+        )
+    return (
+        f"Rows that are the negative of many anchors, and most of whose neighbours have one other label; first those that "
+        f"lie nearest to it and farthest from their own. Out of {seen}. Wrong labels come first, but so do "
+        f"examples that are only odd: look before you act."
+    )
+
+
+def _suspect(suspect: Suspect, views: dict[int, View], labels: list[str]) -> dict[str, Any]:
+    view, nearest = views[suspect.row], views[suspect.nearest] if suspect.nearest is not None else None
+    why = ""
+    if suspect.copy:
+        why = "the same bytes"
+    elif suspect.neighbours:
+        why = f"{suspect.other} of {suspect.neighbours} neighbours; at {suspect.d_other:.2f}, its own class at {suspect.d_own:.2f}"
+    anchors = f"{suspect.anchors:,} of {labels[suspect.looks_like]}" if suspect.anchors else ""
+    return {"view": view, "looks_like": labels[suspect.looks_like], "nearest": nearest, "why": why, "anchors": anchors}
+
+
+def training(metrics: dict[str, Any], number: int) -> dict[str, Any]:
+    """What is said of the training that ended round `number`; {} if there was none."""
+    if not metrics:
+        return {}
+    mined = "" if metrics["mined_round"] == number else f" on the triplets of round {metrics['mined_round']}"
+    about = (
+        f"{metrics['steps']:,} steps{mined}, {metrics['image_passes']:,} rows through the network, learning rate "
+        f"{metrics['learning_rate']:g}, loss {metrics['loss']}, on {metrics['device']}. It ended by {_words(metrics['stopped_by'])}."
+    )
+    epochs = [
+        [
+            _fixed(epoch["loss"], 4), _share(epoch["active_share"]), _fixed(epoch["d_ap"]), _fixed(epoch["d_an"]),
+            f"{epoch['triplets']:,}", _fixed(epoch.get("validation_map_at_r")),
+        ]
+        for epoch in metrics["epochs"]
+    ]  # fmt: skip
+    return {"about": about, "epochs": epochs}
+
+
+def count_tables(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """What became of the pairs that were tried, over the whole corpus and inside packs."""
+    tables = []
+    for scope, name, about in (
+        ("corpus", "Over the whole corpus", "anchor-positive pairs, each against every row of the train split"),
+        ("pack", "Inside the packs", "every other pair of a label in a pack, against the rows of the pack"),
+    ):
+        counts, skipped = manifest["counts"][scope], dict(manifest["skipped"][scope])
+        alone = skipped.pop("anchors_without_positive", 0)  # counts anchors, not pairs
+        total = sum(counts.values()) + sum(skipped.values())
+        outcomes = [(kind, n, False) for kind, n in counts.items()] + [(_words(r), n, True) for r, n in skipped.items()]
+        rows = [
+            {
+                "name": outcome, "count": f"{n:,}", "share": _share(n / total) if total else "–", "skipped": is_skip,
+                "width": round(100 * n / total, 2) if total else 0,
+            }
+            for outcome, n, is_skip in outcomes
+            if n or is_skip
+        ]
+        extra = {
+            "anchors without a positive": alone,
+            "pairs where a guard left out a row": manifest["guarded"][scope],
+            "pairs that took another kind than they drew": manifest["fallback"] if scope == "corpus" else 0,
+        }
+        rows += [
+            {"name": outcome, "count": f"{n:,}", "share": "", "skipped": True, "width": None}
+            for outcome, n in extra.items() if n
+        ]  # fmt: skip
+        tables.append({"name": name, "about": f"{total:,} {about}", "rows": rows})
+    return tables
+
+
+def times(here: Round) -> list[dict[str, Any]]:
+    """Seconds per stage, mining's own stages summed over its workers."""
+    listed = []
+    if here.stats:
+        listed.append(("mining, from start to end", here.stats["mining_seconds"]))
+        listed += [(f"… {_words(s)}, summed over workers", v) for s, v in here.stats["worker_seconds"].items()]
+    if here.metrics:
+        listed.append(("training", here.metrics["seconds"]))
+    most = max([seconds for _, seconds in listed], default=0) or 1
+    return [{"name": name, "seconds": f"{v:,.2f}", "width": round(100 * v / most, 2)} for name, v in listed]
+
+
+def settings(here: Round) -> list[tuple[str, str]]:
+    """(name, value) of what shaped the round."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {share:g}" for name, share in value.items())
+        return "all" if value is None else str(value)
+
+    manifest = here.manifest
+    named = {"shares": "negatives, with shares", "anchors": "anchors", "class_pool": "class pool"}
+    listed = [(named.get(name, _words(name)), shown(value)) for name, value in manifest["options"].items()]
+    listed += list(manifest["definitions"].items())
+    listed += [("metric", manifest["metric"])]
+    if here.metrics:
+        of_training = ("batch_rows", "learning_rate", "loss", "min_active", "seed", "mixed_precision", "jit")
+        listed += [(f"training: {_words(n)}", str(here.metrics[n])) for n in of_training if n in here.metrics]
+    listed += [
+        (name, str(manifest[key])[:16])
+        for name, key in (
+            ("checkpoint", "checkpoint_digest"), ("corpus", "corpus_fingerprint"), ("triplets", "triplet_digest"),
+        )
+    ]  # fmt: skip
+    if "finished" in here.stats:
+        listed.append(("mined", here.stats["finished"]))
+    return listed
+
+
+# ---- The page over rounds. ----
+
+
+def write_index(run_dir: Path, corpus: Corpus) -> Path:
+    """Writes index.html over all rounds. Returns its path."""
+    rounds = [read_round(run_dir, number, corpus) for number in round_numbers(run_dir)]
+    best = _read(run_dir / "best" / "best.json").get("round")
+    after = {r.number - 1: r.evaluations for r in rounds}
+    kinds = list(dict.fromkeys(kind for r in rounds for kind, n in r.kinds.items() if n))
+    rows = []
+    for r in rounds:
+        if not (r.manifest or r.metrics):
+            continue
+        quality_after = after.get(r.number, {}).get("validation", {})
+        report = records.round_dir(run_dir, r.number) / "report.html"
+        mined = r.metrics.get("mined_round", r.number)
+        rows.append({
+            "number": r.number, "best": best == r.number + 1,
+            "note": "" if mined == r.number else f"on round {mined}’s triplets",
+            "report": f"rounds/{r.number:04d}/report.html" if report.exists() else "",
+            "cells": [
+                f"{r.manifest['triplets']:,}" if r.manifest else "–",
+                *(f"{r.kinds[kind]:,}" if r.manifest else "–" for kind in kinds),
+                _share(r.served),
+                f"{_share(r.active[0])} → {_share(r.active[1])}" if r.active else "–",
+                _fixed(r.loss, 4), _fixed(quality_after.get("recall_at_1")), _fixed(quality_after.get("map_at_r")),
+                _fixed(r.stats.get("mining_seconds"), 1), _fixed(r.metrics.get("seconds"), 1),
+            ],
+        })  # fmt: skip
+    newest = max((r.manifest for r in rounds if r.manifest), key=lambda m: m["round"], default={})
+    path = run_dir / "index.html"
+    write_page(
+        path, "index.html",
+        run=str(run_dir), name=run_dir.name, corpus=about_corpus(corpus), figures=index_figures(rounds, best),
+        charts=index_charts(rounds), kinds=kinds, rows=rows, facts=corpus_facts(corpus),
+        quality=quality((f"round {r.number}’s", s, e) for r in rounds for s, e in r.evaluations.items()),
+        held_out=f"Rows that training never saw ({'unseen classes' if corpus.manifest['split_rule']['by'] == 'class' else 'unseen examples'}). Round k’s checkpoint is what round k mines with.",
+        versions=versions(newest),
+    )  # fmt: skip
+    return path
+
+
+def index_figures(rounds: list[Round], best: int | None) -> list[dict[str, str]]:
+    trained, mined = [r for r in rounds if r.metrics], [r for r in rounds if r.manifest]
+    figures = [{"name": "Rounds", "value": f"{len(trained):,}", "note": f"trained; {len(mined):,} mined"}]
+    validated = {r.number: r.evaluations["validation"]["map_at_r"] for r in rounds if "validation" in r.evaluations}
+    if validated:
+        top = best if best in validated else max(validated, key=lambda n: (validated[n], -n))
+        figures.append(
+            {"name": "Best MAP@R, validation", "value": _fixed(validated[top]), "note": f"round {top}’s checkpoint"}
+        )
+    if mined:
+        total = sum(r.manifest["triplets"] for r in mined)
+        figures.append({"name": "Triplets mined", "value": f"{total:,}", "note": "over all rounds"})
+    if trained:
+        passes = sum(r.metrics["image_passes"] for r in trained)
+        steps = f"in {trained[-1].metrics['total_steps']:,} steps"
+        figures.append({"name": "Rows through the network", "value": f"{passes:,}", "note": steps})
+    mining = sum(r.stats.get("mining_seconds", 0.0) for r in rounds)
+    training_ = sum(r.metrics["seconds"] for r in trained)
+    if mining + training_:
+        note = f"mining {_seconds(mining)}, training {_seconds(training_)}"
+        figures.append({"name": "Time", "value": _seconds(mining + training_), "note": note})
+    return figures
+
+
+def index_charts(rounds: list[Round]) -> list[dict[str, Any]]:
+    kinds = list(dict.fromkeys(kind for r in rounds for kind in r.kinds))
+    found = {split: {r.number: r.evaluations[split]["map_at_r"] for r in rounds if split in r.evaluations} for split in records.SPLITS}
+    active = {
+        "before training": {r.number: r.active[0] for r in rounds if r.active},
+        "in the last epoch": {r.number: r.active[1] for r in rounds if r.active},
+    }
+    drawn = [
+        ("MAP@R", "of each round’s checkpoint, on held-out rows", charts.lines(found, "MAP@R over rounds", ".3f")),
+        ("Active share", "of a round’s triplets, those that still cost loss", charts.lines(active, "active share over rounds", ".0%")),
+        ("Triplets", "of each round, by kind", charts.columns({k: {r.number: r.kinds[k] for r in rounds if r.manifest} for k in kinds}, "triplets over rounds", "")),
+        ("Seconds", "of each round", charts.columns({"mining": {r.number: r.stats["mining_seconds"] for r in rounds if r.stats}, "training": {r.number: r.metrics["seconds"] for r in rounds if r.metrics}}, "seconds over rounds", " s")),
+    ]
+    return [{"title": title, "note": note, "chart": chart} for title, note, chart in drawn if chart]
+
+
+def corpus_facts(corpus: Corpus) -> list[tuple[str, str]]:
+    manifest = corpus.manifest
+    listed = [("source", str(manifest["source"])), ("split by", manifest["split_rule"]["by"])]
+    for name, spec in corpus.features.items():
+        size = " × ".join("any" if n is None else str(n) for n in spec.get("shape") or ())
+        listed.append((f"feature {name}", f"{spec['kind']} {size}".strip()))
+    for name, entry in manifest["splits"].items():
+        listed.append((name, f"{entry['rows']:,} rows, {len(entry['labels']):,} classes"))
+        if entry["copies"]:
+            listed.append((f"{name}: copies", f"{entry['copies']:,}, {entry['label_conflicts']:,} under another label"))
+    listed += [("rejected", f"{manifest['rejected']:,}"), ("fingerprint", corpus.fingerprint[:16])]
+    return listed
+
+
+# ---- The command. ----
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--run_dir", type=storage.location, required=True)
+    parser.add_argument("--round", type=int, nargs="+", help="whose report (every mined round's)")
+    parser.add_argument("--packs", type=int, help="read at most so many packs of a round (what takes about a second)")
+    command.add_options(parser)
+    arguments = parser.parse_args(argv)
+    command.begin(arguments)
+    if arguments.packs is not None and arguments.packs < 1:
+        raise InputError(f"--packs must be at least 1; found {arguments.packs}")
+    corpus = records.open_corpus(arguments.run_dir)
+    suspected = {n: write_round(arguments.run_dir, n, corpus, arguments.packs) for n in arguments.round or mined_rounds(arguments.run_dir)}
+    path = write_index(arguments.run_dir, corpus)
+    for number, count in suspected.items():
+        where = records.round_dir(arguments.run_dir, number)
+        print(f"round {number}: {where / 'report.html'}, {count:,} suspected labels")
+    print(f"all rounds: {path}")
+    command.note(index=str(path), suspected_labels=suspected)
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)
