@@ -252,8 +252,8 @@ def suspects(sample: Sample, split: Split, embeddings: Path) -> tuple[list[Suspe
     """Rows whose label looks wrong, the most suspicious first.
 
     Candidates are the CANDIDATES rows that are the negative of the most anchors of one class. They stay if more than
-    half of their neighbours have one other label, asked about as many as their class has other rows, at most
-    NEIGHBOURS; the order is that of d_other / d_own. Where no embeddings are found (the round saw a pool of classes,
+    half of their neighbours have one other label (asked about as many as their class has other rows, at most
+    NEIGHBOURS) and it is nearer than their own, d_other < d_own; the order is that of d_other / d_own. Where no embeddings are found (the round saw a pool of classes,
     or somebody removed them) it is the first UNCHECKED candidates.
 
     Returns:
@@ -282,14 +282,14 @@ def suspects(sample: Sample, split: Split, embeddings: Path) -> tuple[list[Suspe
         around = split.class_of(rows)
         classes, counts = np.unique(around, return_counts=True)
         other = int(classes[counts.argmax()])
-        if other != own and 2 * counts.max() > len(rows):
-            of_other = around == other
+        of_other = around == other
+        d_other = float(distance[: len(rows)][of_other][:NEAR].mean())
+        if other != own and 2 * counts.max() > len(rows) and d_other < d_own.mean():
             listed.append(
                 Suspect(
                     row=candidate, label=own, looks_like=other, anchors=negative_of.get((candidate, other), 0),
                     neighbours=len(rows), own=int((around == own).sum()), other=int(of_other.sum()),
-                    d_own=float(d_own.mean()), d_other=float(distance[: len(rows)][of_other][:NEAR].mean()),
-                    nearest=int(rows[of_other][0]),
+                    d_own=float(d_own.mean()), d_other=d_other, nearest=int(rows[of_other][0]),
                 )
             )  # fmt: skip
     return sorted(listed, key=lambda s: (s.d_other / max(s.d_own, 1e-9), -s.anchors, s.row)), True

@@ -11,6 +11,7 @@ import csv
 import functools
 import io
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from pipeline import charts, command, findings, records, storage
 from pipeline.findings import Sample, Suspect
@@ -26,10 +28,15 @@ from pipeline.records import Corpus, InputError
 DRAWN, CLOSEST = 12, 12  # triplets shown
 PAIRS, EXAMPLES = 9, 3  # of confused classes
 HEAT_CLASSES = 16
-SUSPECTS = 40  # shown; the file has all
+TINT = 60  # percent of colour in the darkest cell: words on it can still be read
+SUSPECTS = 24  # shown; the file has all
 THUMBNAIL = 120  # pixels, the longer side
 AS_IT_IS = 4096  # bytes of a picture that is shown as it is
 TEXT = 240  # characters of a text
+ENDED = {
+    "epochs": "ran all its epochs", "min_active": "ended when few of its triplets were active",
+    "validation": "ended when validation did not rise",
+}  # fmt: skip
 
 
 # ---- What a run directory holds. ----
@@ -152,10 +159,17 @@ def versions(manifest: dict[str, Any]) -> str:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["breakable"] = breakable
+    return environment
+
+
+def breakable(name: str) -> Markup:
+    """A name that may be broken after / _ . and -, in markup."""
+    return Markup("<wbr>").join(re.findall(r"[^/_.-]*[/_.-]|[^/_.-]+", name))
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -175,6 +189,11 @@ class View:
     label: str
     kind: str
     drawn: dict[str, Any]
+
+    @property
+    def short_id(self) -> str:
+        """Without the label, where that is the folder it is in."""
+        return self.id.removeprefix(f"{self.label}/")
 
 
 def look_up(corpus: Corpus, rows: Iterable[int]) -> dict[int, View]:
@@ -326,15 +345,14 @@ def round_figures(here: Round, after: dict[str, dict[str, Any]], suspects: int) 
     ]  # fmt: skip
     if here.active:
         figures.append(
-            {"name": "Active share", "value": f"{_share(here.active[0])} → {_share(here.active[1])}",
-             "note": "of the triplets, before training and at its end"}
+            {"name": "Still active", "value": _share(here.active[1]),
+             "note": f"of the triplets in the last epoch; {_share(here.active[0])} before training"}
         )  # fmt: skip
     for split in records.SPLITS:
         old, new = (found.get(split, {}).get("map_at_r") for found in (here.evaluations, after))
         if new is not None:
-            change = f"{_fixed(old)} → {_fixed(new)}" if old is not None else _fixed(new)
-            note = "before and after training" if old is not None else "after training"
-            figures.append({"name": f"MAP@R, {split}", "value": change, "note": note})
+            note = "after training" + ("" if old is None else f"; {_fixed(old)} before")
+            figures.append({"name": f"MAP@R, {split}", "value": _fixed(new), "note": note})
     if here.stats:
         trained = f"training {_seconds(here.metrics['seconds'])}" if here.metrics else "not trained yet"
         figures.append({"name": "Mining", "value": _seconds(here.stats["mining_seconds"]), "note": trained})
@@ -377,7 +395,7 @@ def heat_map(classes: np.ndarray, pairs: list[findings.Confusion], labels: list[
     most = max(float(share.max(initial=0)), 1e-9)
     rows = [
         [
-            {"count": f"{n:,}", "tint": round(85 * float(s) / most), "text": f"{100 * s:.0f}" if s >= 0.005 else ""}
+            {"count": f"{n:,}", "tint": round(TINT * float(s) / most), "text": f"{100 * s:.0f}" if s >= 0.005 else ""}
             for n, s in zip(counts, shares, strict=True)
         ]
         for counts, shares in zip(matrix.tolist(), share.tolist(), strict=True)
@@ -414,13 +432,10 @@ def about_suspects(sample: Sample, rows: int, checked: bool) -> str:
 
 def _suspect(suspect: Suspect, views: dict[int, View], labels: list[str]) -> dict[str, Any]:
     view, nearest = views[suspect.row], views[suspect.nearest] if suspect.nearest is not None else None
-    why = ""
-    if suspect.copy:
-        why = "the same bytes"
-    elif suspect.neighbours:
-        why = f"{suspect.other} of {suspect.neighbours} neighbours; at {suspect.d_other:.2f}, its own class at {suspect.d_own:.2f}"
-    anchors = f"{suspect.anchors:,} of {labels[suspect.looks_like]}" if suspect.anchors else ""
-    return {"view": view, "looks_like": labels[suspect.looks_like], "nearest": nearest, "why": why, "anchors": anchors}
+    cells = ["the same bytes", "", "", ""] if suspect.copy else ["", "", "", f"{suspect.anchors:,}"]
+    if suspect.neighbours:
+        cells[:3] = f"{suspect.other} of {suspect.neighbours}", _fixed(suspect.d_other), _fixed(suspect.d_own)
+    return {"view": view, "looks_like": labels[suspect.looks_like], "nearest": nearest, "cells": cells}
 
 
 def training(metrics: dict[str, Any], number: int) -> dict[str, Any]:
@@ -430,7 +445,7 @@ def training(metrics: dict[str, Any], number: int) -> dict[str, Any]:
     mined = "" if metrics["mined_round"] == number else f" on the triplets of round {metrics['mined_round']}"
     about = (
         f"{metrics['steps']:,} steps{mined}, {metrics['image_passes']:,} rows through the network, learning rate "
-        f"{metrics['learning_rate']:g}, loss {metrics['loss']}, on {metrics['device']}. It ended by {_words(metrics['stopped_by'])}."
+        f"{metrics['learning_rate']:g}, loss {metrics['loss']}, on {metrics['device']}. It {ENDED.get(metrics['stopped_by'], metrics['stopped_by'])}."
     )
     epochs = [
         [
@@ -446,8 +461,8 @@ def count_tables(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What became of the pairs that were tried, over the whole corpus and inside packs."""
     tables = []
     for scope, name, about in (
-        ("corpus", "Over the whole corpus", "anchor-positive pairs, each against every row of the train split"),
-        ("pack", "Inside the packs", "every other pair of a label in a pack, against the rows of the pack"),
+        ("corpus", "Over the whole corpus", "anchor-positive pairs, each against every row that takes part"),
+        ("pack", "Inside the packs", "further pairs of a label in a pack, each against the rows of the pack"),
     ):
         counts, skipped = manifest["counts"][scope], dict(manifest["skipped"][scope])
         alone = skipped.pop("anchors_without_positive", 0)  # counts anchors, not pairs

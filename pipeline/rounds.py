@@ -115,11 +115,14 @@ class Rounds:
                 which = ("--round", number + 1, "--split", "validation", "--retrieval_only")
                 self.call(self.trainer, "trainer.evaluate", *which)
             print(self.line(number), flush=True)
+            self.report(number)
             self.stop_if_collapsed(number)
             if self.validates and self.rounds_without_gain(number + 1) >= (self.arguments.patience or math.inf):
                 print(f"no better validation MAP@R for {self.arguments.patience} rounds: done")
                 break
         print(f"best: {self.run_dir / 'best' / 'model.keras'}, {self.keep_best()}")
+        self.report(number)  # now the index knows which round's is best
+        print(f"report: {self.run_dir / 'index.html'}")
         return 0
 
     # ---- Side by side. ----
@@ -174,6 +177,15 @@ class Rounds:
             f"{trained['epochs'][-1]['loss']:.4f}  {quality}  {stats['mining_seconds']:>6.1f}  "
             f"{trained['seconds']:>8.1f}"
         )
+
+    def report(self, number: int) -> None:
+        """Writes the page of the round that was mined for this one, and the index. Without them the rounds go on."""
+        mined = self.metrics(number)["mined_round"]
+        code = self.trainer.call("pipeline.report", "--run_dir", self.run_dir, "--round", mined)
+        if code in (1, 4):  # it has said why
+            command.log.warning("round %d goes without a report", number)
+        elif code:
+            raise StepFailed(code)
 
     def history(self, last: int) -> dict[int, float]:
         """Validation MAP@R by checkpoint, up to round `last`'s."""
