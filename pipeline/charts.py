@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 BINS = 40
+DOTS = 60  # points of a line that still are points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """path: in SVG's syntax, y downwards. points: (x, y, title)."""
+    """path: in SVG's syntax, y downwards. points: (x, y, title), none where they would touch."""
 
     path: str
     points: list[tuple[float, float, str]]
@@ -132,7 +132,7 @@ def lines(series: dict[str, dict[int, float]], about: str, form: str) -> Chart |
             for n, v in sorted(values.items())
         ]
         path = "M" + "L".join(f"{px} {py}" for px, py, _ in points)
-        drawn.append(Line(path=path, points=points, series=number))
+        drawn.append(Line(path=path, points=points if len(numbers) <= DOTS else [], series=number))
     return Chart(
         x=x, y=[Tick(at=_percent((v - low) / (high - low)), text=f"{v:{form}}") for v in _ticks(low, high, 4)],
         names=list(series), about=about, bars=[], lines=drawn, marks=[],
@@ -162,13 +162,3 @@ def columns(series: dict[str, dict[int, float]], about: str, unit: str) -> Chart
                 )  # fmt: skip
             below += value
     return Chart(x=x, y=y, names=list(series), about=about, bars=bars, lines=[], marks=[])
-
-
-def drawing(values: np.ndarray) -> dict[str, Any]:
-    """A vector as upright strokes from a middle line: an SVG path 100 wide and high; long ones in 48 parts' means."""
-    values = np.asarray(values, np.float64)
-    parts = np.array([part.mean() for part in np.array_split(values, min(48, len(values)))])
-    most = np.abs(parts).max() or 1.0
-    x = (np.arange(len(parts)) + 0.5) * 100 / len(parts)
-    path = "".join(f"M{a:.1f} 50V{50 - 46 * v / most:.1f}" for a, v in zip(x, parts, strict=True))
-    return {"path": path, "first": ", ".join(f"{v:.3g}" for v in values[:4])}

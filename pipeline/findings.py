@@ -7,7 +7,7 @@ first ones are as good as any.
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ READ_ROWS = 1 << 16  # of packs, counted as often as they are in one
 READ_TRIPLETS = 1 << 20
 READ_BYTES = 64 << 20
 READ_SHARDS = 64
+MEND = "Restore it, or remove {} and mine that round again."
 NEIGHBOURS = 10
 NEAR = 3  # of a class, for the distance to it
 LEAST_NEIGHBOURS = 3  # fewer say little of a label: classes of up to three rows are left out
@@ -92,16 +93,13 @@ def read_sample(directory: Path, manifest: dict[str, Any], packs: int) -> Sample
 
 def _packs(path: Path, count: int) -> Iterator[dict[str, Any]]:
     if not path.exists():
-        raise InputError(f"{path} is missing, triplets.json lists it. Restore it, or remove {path.parent} and mine again.")
+        raise InputError(f"{path} is missing, triplets.json lists it. {MEND.format(path.parent)}")
     found = 0
     for record in itertools.islice(records.read_records(path), count):
         found += 1
         yield records.parse_example(record)
     if found < count:
-        raise InputError(
-            f"{path} ends after {found} records, triplets.json lists more. Restore it, or remove {path.parent} and mine "
-            f"again."
-        )
+        raise InputError(f"{path} ends after {found} records, triplets.json lists more. {MEND.format(path.parent)}")
 
 
 # ---- Which triplets to show. ----
@@ -135,14 +133,20 @@ def _first_of_each(values: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
     """Two classes, a < b. triplets: how many have an anchor of one and a negative of the other; share: of all whose
-    anchor is of either. d_an: their smallest. examples: triplets with small d_an, no row twice."""
+    anchor is of either. examples: those with the smallest d_an, no row twice."""
 
     a: int
     b: int
     triplets: int
     share: float
-    d_an: float
     examples: list[int]
+
+
+def _confused_pairs(label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int64: of each pair of classes, the ones with most triplets first, the lower class, the higher, and triplets."""
+    pairs, counts = np.unique(np.sort(label, axis=1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return *pairs[order].T, counts[order]
 
 
 def confusions(sample: Sample, label: np.ndarray, count: int, examples: int) -> list[Confusion]:
@@ -151,14 +155,10 @@ def confusions(sample: Sample, label: np.ndarray, count: int, examples: int) -> 
     Args:
       label: int64 [t, 2], the classes of anchor and negative.
     """
-    classes = int(label.max(initial=0)) + 1
-    pair = label.min(axis=1) * classes + label.max(axis=1)
-    anchors = np.bincount(label[:, 0], minlength=classes)
-    values, counts = np.unique(pair, return_counts=True)
+    anchors = np.bincount(label[:, 0], minlength=label.max() + 1)
     found = []
-    for value, triplets in sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda p: (-p[1], p[0]))[:count]:
-        a, b = divmod(value, classes)
-        where = np.flatnonzero(pair == value)
+    for a, b, triplets in zip(*(column[:count].tolist() for column in _confused_pairs(label)), strict=True):
+        where = np.flatnonzero((label.min(axis=1) == a) & (label.max(axis=1) == b))
         where = where[np.lexsort((sample.negative[where], sample.anchor[where], sample.d_an[where]))]
         chosen: list[int] = []
         seen: set[int] = set()
@@ -169,26 +169,23 @@ def confusions(sample: Sample, label: np.ndarray, count: int, examples: int) -> 
                 seen |= rows
             if len(chosen) == examples:
                 break
-        found.append(
-            Confusion(
-                a=a, b=b, triplets=triplets, share=triplets / int(anchors[a] + anchors[b]),
-                d_an=float(sample.d_an[where[0]]), examples=chosen,
-            )
-        )  # fmt: skip
+        share = triplets / int(anchors[a] + anchors[b])
+        found.append(Confusion(a=a, b=b, triplets=triplets, share=share, examples=chosen))
     return found
 
 
-def confusion_matrix(label: np.ndarray, pairs: list[Confusion], most: int) -> tuple[np.ndarray, np.ndarray]:
+def confusion_matrix(label: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Of the classes in the most confused pairs, who is taken for whom.
 
     Args:
-      label: int64 [t, 2], the classes of anchor and negative. pairs: in order.
+      label: int64 [t, 2], the classes of anchor and negative.
     Returns:
       int64 [c], at most `most` classes, alike ones beside each other; int64 [c, c], triplets by class of the anchor
       (row) and of the negative (column).
     """
-    classes = np.array(list(dict.fromkeys(itertools.chain.from_iterable((p.a, p.b) for p in pairs)))[:most], np.int64)
-    classes.sort()
+    a, b, _ = _confused_pairs(label)
+    both = np.stack([a, b], axis=1).ravel()
+    classes = np.sort(both[_first_of_each(both)][:most])
     inside = np.isin(label, classes).all(axis=1)
     place = np.searchsorted(classes, label[inside])
     matrix = np.zeros((len(classes), len(classes)), np.int64)
@@ -211,9 +208,9 @@ def confusion_matrix(label: np.ndarray, pairs: list[Confusion], most: int) -> tu
 class Suspect:
     """A row that lies among another class.
 
-    label, looks_like: the class it has, and the one it lies among. copy: its payload is that of `nearest`, and there is
-    no more to say. anchors: how many different anchors of `looks_like` it is the negative of in the sample. Where there
-    are embeddings: of the `neighbours` rows nearest to it, `own` have its label and `other` have `looks_like`; d_own,
+    label, looks_like: the class it has, and the one it lies among. copy: its payload is that of `nearest`.
+    anchors: how many different anchors of `looks_like` it is the negative of in the sample. Where there are
+    embeddings: of the `neighbours` rows nearest to it, `own` have its label and `other` have `looks_like`; d_own,
     d_other: its mean distance to the NEAR nearest rows of each; nearest: the nearest of `looks_like`.
     """
 
@@ -230,31 +227,14 @@ class Suspect:
     copy: bool = False
 
 
-def label_conflicts(split: Split) -> list[Suspect]:
-    """Rows whose payload an earlier row has under another label: one of the two is wrong. The first CANDIDATES."""
-    found: list[Suspect] = []
-    for number in range(len(split.shards)):
-        rows = np.arange(split.shard_rows[number], split.shard_rows[number + 1])
-        first = np.asarray(split.index(number)["content"])
-        copies = np.flatnonzero(first != rows)
-        label, other = split.class_of(rows[copies]), split.class_of(first[copies])
-        for i in np.flatnonzero(label != other):
-            row, nearest = int(rows[copies[i]]), int(first[copies[i]])
-            found.append(
-                Suspect(row=row, label=int(label[i]), looks_like=int(other[i]), anchors=0, nearest=nearest, copy=True)
-            )
-        if len(found) >= CANDIDATES:
-            break
-    return found[:CANDIDATES]
-
-
 def suspects(sample: Sample, split: Split, embeddings: Path) -> tuple[list[Suspect], bool]:
     """Rows whose label looks wrong, the most suspicious first.
 
     Candidates are the CANDIDATES rows that are the negative of the most anchors of one class. They stay if more than
     half of their neighbours have one other label (asked about as many as their class has other rows, at most
-    NEIGHBOURS) and it is nearer than their own, d_other < d_own; the order is that of d_other / d_own. Where no embeddings are found (the round saw a pool of classes,
-    or somebody removed them) it is the first UNCHECKED candidates.
+    NEIGHBOURS) and it is nearer than their own, d_other < d_own; the order is that of d_other / d_own. Where no
+    embeddings are found (the round saw a pool of classes, or somebody removed them) it is the first UNCHECKED
+    candidates.
 
     Returns:
       the suspects; whether neighbours were looked at.
@@ -295,13 +275,36 @@ def suspects(sample: Sample, split: Split, embeddings: Path) -> tuple[list[Suspe
     return sorted(listed, key=lambda s: (s.d_other / max(s.d_own, 1e-9), -s.anchors, s.row)), True
 
 
+def with_conflicts(listed: list[Suspect], split: Split) -> list[Suspect]:
+    """Suspects, first of all rows whose payload is there under another label too: one of the two is wrong.
+
+    Of these at most CANDIDATES; those first that lie among the other class.
+    """
+    copy_of: dict[int, int] = {}
+    for number in range(len(split.shards)):
+        rows = np.arange(split.shard_rows[number], split.shard_rows[number + 1])
+        first = np.asarray(split.index(number)["content"])
+        there = split.class_of(rows) != split.class_of(first)
+        copy_of |= dict(zip(rows[there].tolist(), first[there].tolist(), strict=True))
+        copy_of |= {other: row for row, other in copy_of.items() if other not in copy_of}
+        if len(copy_of) >= CANDIDATES:
+            break
+    known = {suspect.row: suspect for suspect in listed}
+    conflicts = []
+    for row, other in list(copy_of.items())[:CANDIDATES]:
+        label, looks_like = split.class_of(np.array([row, other])).tolist()
+        suspect = known.pop(row, Suspect(row=row, label=label, looks_like=looks_like, anchors=0))
+        conflicts.append(replace(suspect, nearest=other, copy=True))
+    return sorted(conflicts, key=lambda s: not s.neighbours) + list(known.values())
+
+
 def neighbours(split: Split, embeddings: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """What lies nearest to rows of a split; None if not every embedding is there.
 
-    Of a split larger than NEIGHBOUR_ROWS every second, third or so on row is looked at, which keeps the classes' shares.
+    Of a split larger than NEIGHBOUR_ROWS every second (third ...) row is looked at, which keeps the classes' shares.
 
     Returns:
-      int64 [n, NEIGHBOURS] the nearest rows in order, and float32 of the same shape, their distances; float32 [n, NEAR],
+      int64 [n, NEIGHBOURS], the nearest rows in order; float32 of the same shape, their distances; float32 [n, NEAR],
       the distances of the nearest rows of the same label. Fewer where the split has fewer.
     """
     paths = [embeddings / shard["file"].replace(".tfrecord", ".npy") for shard in split.shards]

@@ -65,9 +65,7 @@ class Job:
     @property
     def embeddings(self) -> Path:
         pool = [self.class_pool, self.rule.seed, self.rule.round] if self.class_pool else None
-        return records.embeddings_dir(
-            self.run_dir, self.round, self.corpus_fingerprint, self.checkpoint_digest, pool
-        )
+        return records.embeddings_dir(self.run_dir, self.round, self.corpus_fingerprint, self.checkpoint_digest, pool)
 
     @property
     def work(self) -> Path:

@@ -409,7 +409,7 @@ def manifest_path(run_dir: Path, number: int) -> Path:
 
 
 def embeddings_dir(
-    run_dir: Path, number: int, corpus_fingerprint: str, checkpoint_digest: str, pool: list[int | None] | None
+    run_dir: Path, number: int, corpus_fingerprint: str, checkpoint_digest: str, pool: list[int] | None
 ) -> Path:
     """Named by the content of what made them, so they are never stale.
 

@@ -6,10 +6,8 @@ Pages stand alone: no script, no network, pictures inside. All they say is read 
 """
 
 import argparse
-import base64
 import csv
 import functools
-import io
 import json
 import re
 from collections.abc import Iterable
@@ -24,15 +22,16 @@ from markupsafe import Markup
 from pipeline import charts, command, findings, records, storage
 from pipeline.findings import Sample, Suspect
 from pipeline.records import Corpus, InputError
+from pipeline.views import View, look_up
 
 DRAWN, CLOSEST = 12, 12  # triplets shown
 PAIRS, EXAMPLES = 9, 3  # of confused classes
 HEAT_CLASSES = 16
 TINT = 60  # percent of colour in the darkest cell: words on it can still be read
 SUSPECTS = 24  # shown; the file has all
-THUMBNAIL = 120  # pixels, the longer side
-AS_IT_IS = 4096  # bytes of a picture that is shown as it is
-TEXT = 240  # characters of a text
+SUSPECT_COLUMNS = (
+    "id", "label", "looks_like", "row", "copy", "neighbours", "own", "other", "d_own", "d_other", "anchors",
+)  # fmt: skip
 ENDED = {
     "epochs": "ran all its epochs", "min_active": "ended when few of its triplets were active",
     "validation": "ended when validation did not rise",
@@ -71,7 +70,9 @@ class Round:
     @property
     def active(self) -> tuple[float, float] | None:
         """The share of triplets with a loss: before training, and in the last epoch."""
-        return (self.metrics["fresh_active_share"], self.metrics["epochs"][-1]["active_share"]) if self.metrics else None
+        if not self.metrics:
+            return None
+        return self.metrics["fresh_active_share"], self.metrics["epochs"][-1]["active_share"]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -177,64 +178,6 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     storage.write_atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
 
 
-# ---- Rows as one sees them. ----
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """A row of the train split. kind: image, text or vector; drawn: what the template draws it from."""
-
-    row: int
-    id: str
-    label: str
-    kind: str
-    drawn: dict[str, Any]
-
-    @property
-    def short_id(self) -> str:
-        """Without the label, where that is the folder it is in."""
-        return self.id.removeprefix(f"{self.label}/")
-
-
-def look_up(corpus: Corpus, rows: Iterable[int]) -> dict[int, View]:
-    """Views of rows of the train split, read from the corpus by position."""
-    wanted = np.unique(np.fromiter(rows, np.int64))
-    name, spec = next(iter(corpus.features.items()))
-    views = {}
-    for row, record in zip(wanted.tolist(), corpus.split("train").read(wanted), strict=True):
-        example = records.parse_example(record)
-        kind, payload = spec["kind"], example[name]
-        if kind == "image":
-            drawn = picture(payload[0])
-        elif kind == "vector":
-            drawn = charts.drawing(payload)
-        else:
-            text = payload[0].decode(errors="replace")
-            drawn = {"text": text if len(text) <= TEXT else text[:TEXT] + " …"}
-        views[row] = View(
-            row=row, id=example["id"][0].decode(), label=example["label"][0].decode(), kind=kind, drawn=drawn
-        )
-    return views
-
-
-def picture(encoded: bytes) -> dict[str, Any]:
-    """A PNG or JPEG as a data URI, made smaller if it is large. grain: so small that its pixels are to be seen."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-        (width, height), form = image.size, str(image.format)
-        if len(encoded) > AS_IT_IS or max(width, height) > 2 * THUMBNAIL:
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            small = image
-            if image.mode.startswith("I"):  # 16 bits a pixel
-                small = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            buffer = io.BytesIO()
-            small.convert("RGBA" if image.has_transparency_data else "RGB").save(buffer, "WEBP", quality=80)
-            (width, height), form, encoded = small.size, "WEBP", buffer.getvalue()
-    source = f"data:image/{form.lower()};base64,{base64.b64encode(encoded).decode()}"
-    return {"src": source, "width": width, "height": height, "grain": max(width, height) <= 48}
-
-
 # ---- A round's page. ----
 
 
@@ -258,14 +201,15 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
     embeddings = records.embeddings_dir(run_dir, number, corpus.fingerprint, manifest["checkpoint_digest"], None)
     suspects, checked = findings.suspects(sample, split, embeddings)
     if corpus.manifest["splits"]["train"]["label_conflicts"]:
-        suspects = findings.label_conflicts(split) + suspects
+        suspects = findings.with_conflicts(suspects, split)
     write_suspects(directory / "suspected-labels.tsv", suspects, corpus)
     galleries = {
         "Drawn at random": findings.drawn(sample, DRAWN, seed=number),
         "The smallest gaps, one for each pair of classes": findings.closest(sample, classes, CLOSEST),
     }
-    pairs = findings.confusions(sample, classes, HEAT_CLASSES, EXAMPLES)
-    triplets = np.concatenate([*galleries.values(), *(np.array(p.examples, np.int64) for p in pairs[:PAIRS])])
+    pairs = findings.confusions(sample, classes, PAIRS, EXAMPLES)
+    shown = np.concatenate([*galleries.values()])
+    triplets = np.concatenate([shown, *(np.array(p.examples, np.int64) for p in pairs)])
     rows = [getattr(sample, side)[triplets] for side in ("anchor", "positive", "negative")]
     rows += [np.array([s.row, s.row if s.nearest is None else s.nearest]) for s in suspects[:SUSPECTS]]
     views = look_up(corpus, np.concatenate(rows))
@@ -280,9 +224,9 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
             {"name": name, "triplets": [_triplet(sample, t, views, manifest) for t in where.tolist()]}
             for name, where in galleries.items()
         ],
-        scale=float(np.max(np.maximum(sample.d_ap + manifest["margin"], sample.d_an)[np.concatenate([*galleries.values()])])),
+        scale=float(np.maximum(sample.d_ap + manifest["margin"], sample.d_an)[shown].max()),
         read=_of_packs(sample, manifest), histograms=histograms(sample, manifest),
-        heat=heat_map(classes, pairs, labels), pairs=[_pair(p, sample, views, labels) for p in pairs[:PAIRS]],
+        heat=heat_map(classes, labels), pairs=[_pair(p, sample, views, labels) for p in pairs],
         kind=next(iter(views.values())).kind,
         suspects={
             "about": about_suspects(sample, split.rows, checked), "all": len(suspects),
@@ -312,9 +256,7 @@ def write_suspects(path: Path, suspects: list[Suspect], corpus: Corpus) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, dialect="excel-tab", lineterminator="\n")
-            table.writerow(
-                ["id", "label", "looks_like", "row", "copy", "neighbours", "own", "other", "d_own", "d_other", "anchors"]
-            )
+            table.writerow(SUSPECT_COLUMNS)
             for id, s in zip(ids, suspects, strict=True):
                 numbers = [s.neighbours, s.own, s.other, f"{s.d_own:.4f}", f"{s.d_other:.4f}"]
                 if not s.neighbours:
@@ -336,7 +278,7 @@ def round_figures(here: Round, after: dict[str, dict[str, Any]], suspects: int) 
     figures = [
         {
             "name": "Triplets", "value": f"{manifest['triplets']:,}",
-            "note": f"{by_scope['corpus']:,} over the whole corpus, {by_scope['pack']:,} inside {manifest['packs']:,} packs",
+            "note": f"{by_scope['corpus']:,} over the whole corpus, {by_scope['pack']:,} inside packs",
         },
         {
             "name": "Pairs with a negative", "value": _share(here.served),
@@ -375,7 +317,7 @@ def histograms(sample: Sample, manifest: dict[str, Any]) -> list[dict[str, Any]]
     of = {
         "anchor to positive, d_ap": (sample.d_ap, {}),
         "anchor to negative, d_an": (sample.d_an, {}),
-        "gap, d_an − d_ap": (sample.gap, {"margin": margin} | ({"0": 0.0} if "hard" in there else {})),
+        "gap, d_an − d_ap": (sample.gap, {"margin": margin} | ({"": 0.0} if "hard" in there else {})),
     }
     drawn = []
     for title, (values, marks) in of.items():
@@ -387,9 +329,9 @@ def histograms(sample: Sample, manifest: dict[str, Any]) -> list[dict[str, Any]]
     return drawn
 
 
-def heat_map(classes: np.ndarray, pairs: list[findings.Confusion], labels: list[str]) -> dict[str, Any]:
+def heat_map(classes: np.ndarray, labels: list[str]) -> dict[str, Any]:
     """Of each class' triplets the share whose negative is of each other class; tints go up to the largest share."""
-    listed, matrix = findings.confusion_matrix(classes, pairs, HEAT_CLASSES)
+    listed, matrix = findings.confusion_matrix(classes, HEAT_CLASSES)
     anchors = np.bincount(classes[:, 0], minlength=len(labels))[listed]
     share = matrix / np.maximum(anchors, 1)[:, None]
     most = max(float(share.max(initial=0)), 1e-9)
@@ -400,7 +342,9 @@ def heat_map(classes: np.ndarray, pairs: list[findings.Confusion], labels: list[
         ]
         for counts, shares in zip(matrix.tolist(), share.tolist(), strict=True)
     ]
-    return {"classes": [labels[c] for c in listed], "rows": rows, "of": len(labels)}
+    names = [labels[c] for c in listed]
+    short = max(map(len, names)) <= 3  # columns as wide as they are have room for them
+    return {"classes": names, "rows": rows, "of": len(labels), "numbers": [] if short else range(1, len(names) + 1)}
 
 
 def _pair(pair: findings.Confusion, sample: Sample, views: dict[int, View], labels: list[str]) -> dict[str, Any]:
@@ -420,22 +364,28 @@ def about_suspects(sample: Sample, rows: int, checked: bool) -> str:
     seen = f"{len(sample.ids):,} of the {rows:,} rows" if len(sample.ids) < rows else f"all {rows:,} rows"
     if not checked:
         return (
-            f"Rows that are the negative of the most anchors of one class, out of {seen}. There are no embeddings of the "
-            f"whole train split for this round, so nobody looked at their neighbours."
+            f"Rows that are the negative of the most anchors of one class, out of {seen}. This round has no embeddings "
+            f"of the whole train split, so their neighbours were not looked at."
         )
     return (
-        f"Rows that are the negative of many anchors, and most of whose neighbours have one other label; first those that "
-        f"lie nearest to it and farthest from their own. Out of {seen}. Wrong labels come first, but so do "
-        f"examples that are only odd: look before you act."
+        f"Rows that are the negative of many anchors and lie among another class, out of {seen}. First come those that "
+        f"lie nearest to it and farthest from their own. Wrong labels are among them, and examples that are only odd: "
+        f"look before you act."
     )
 
 
 def _suspect(suspect: Suspect, views: dict[int, View], labels: list[str]) -> dict[str, Any]:
     view, nearest = views[suspect.row], views[suspect.nearest] if suspect.nearest is not None else None
-    cells = ["the same bytes", "", "", ""] if suspect.copy else ["", "", "", f"{suspect.anchors:,}"]
+    cells = ["", "", "", f"{suspect.anchors:,}" if suspect.anchors else ""]
     if suspect.neighbours:
         cells[:3] = f"{suspect.other} of {suspect.neighbours}", _fixed(suspect.d_other), _fixed(suspect.d_own)
-    return {"view": view, "looks_like": labels[suspect.looks_like], "nearest": nearest, "cells": cells}
+    return {
+        "view": view,
+        "conflict": suspect.copy,
+        "looks_like": labels[suspect.looks_like],
+        "nearest": nearest,
+        "cells": cells,
+    }
 
 
 def training(metrics: dict[str, Any], number: int) -> dict[str, Any]:
@@ -445,7 +395,8 @@ def training(metrics: dict[str, Any], number: int) -> dict[str, Any]:
     mined = "" if metrics["mined_round"] == number else f" on the triplets of round {metrics['mined_round']}"
     about = (
         f"{metrics['steps']:,} steps{mined}, {metrics['image_passes']:,} rows through the network, learning rate "
-        f"{metrics['learning_rate']:g}, loss {metrics['loss']}, on {metrics['device']}. It {ENDED.get(metrics['stopped_by'], metrics['stopped_by'])}."
+        f"{metrics['learning_rate']:g}, loss {metrics['loss']}, on {metrics['device']}. It "
+        f"{ENDED.get(metrics['stopped_by'], metrics['stopped_by'])}."
     )
     epochs = [
         [
@@ -470,7 +421,10 @@ def count_tables(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         outcomes = [(kind, n, False) for kind, n in counts.items()] + [(_words(r), n, True) for r, n in skipped.items()]
         rows = [
             {
-                "name": outcome, "count": f"{n:,}", "share": _share(n / total) if total else "–", "skipped": is_skip,
+                "name": outcome,
+                "count": f"{n:,}",
+                "share": _share(n / total) if total else "–",
+                "skipped": is_skip,
                 "width": round(100 * n / total, 2) if total else 0,
             }
             for outcome, n, is_skip in outcomes
@@ -494,7 +448,7 @@ def times(here: Round) -> list[dict[str, Any]]:
     listed = []
     if here.stats:
         listed.append(("mining, from start to end", here.stats["mining_seconds"]))
-        listed += [(f"… {_words(s)}, summed over workers", v) for s, v in here.stats["worker_seconds"].items()]
+        listed += [(f"… {_words(s)}, summed over workers", v) for s, v in here.stats.get("worker_seconds", {}).items()]
     if here.metrics:
         listed.append(("training", here.metrics["seconds"]))
     most = max([seconds for _, seconds in listed], default=0) or 1
@@ -510,10 +464,10 @@ def settings(here: Round) -> list[tuple[str, str]]:
         return "all" if value is None else str(value)
 
     manifest = here.manifest
-    named = {"shares": "negatives, with shares", "anchors": "anchors", "class_pool": "class pool"}
-    listed = [(named.get(name, _words(name)), shown(value)) for name, value in manifest["options"].items()]
+    options = {"negatives": manifest["options"]["shares"], **manifest["options"]}
+    listed = [(_words(name), shown(value)) for name, value in options.items() if name != "shares"]
     listed += list(manifest["definitions"].items())
-    listed += [("metric", manifest["metric"])]
+    listed.append(("metric", manifest["metric"]))
     if here.metrics:
         of_training = ("batch_rows", "learning_rate", "loss", "min_active", "seed", "mixed_precision", "jit")
         listed += [(f"training: {_words(n)}", str(here.metrics[n])) for n in of_training if n in here.metrics]
@@ -558,14 +512,14 @@ def write_index(run_dir: Path, corpus: Corpus) -> Path:
             ],
         })  # fmt: skip
     newest = max((r.manifest for r in rounds if r.manifest), key=lambda m: m["round"], default={})
+    unseen = "unseen classes" if corpus.manifest["split_rule"]["by"] == "class" else "unseen examples"
     path = run_dir / "index.html"
     write_page(
         path, "index.html",
         run=str(run_dir), name=run_dir.name, corpus=about_corpus(corpus), figures=index_figures(rounds, best),
         charts=index_charts(rounds), kinds=kinds, rows=rows, facts=corpus_facts(corpus),
         quality=quality((f"round {r.number}’s", s, e) for r in rounds for s, e in r.evaluations.items()),
-        held_out=f"Rows that training never saw ({'unseen classes' if corpus.manifest['split_rule']['by'] == 'class' else 'unseen examples'}). Round k’s checkpoint is what round k mines with.",
-        versions=versions(newest),
+        unseen=unseen, versions=versions(newest),
     )  # fmt: skip
     return path
 
@@ -573,7 +527,7 @@ def write_index(run_dir: Path, corpus: Corpus) -> Path:
 def index_figures(rounds: list[Round], best: int | None) -> list[dict[str, str]]:
     trained, mined = [r for r in rounds if r.metrics], [r for r in rounds if r.manifest]
     figures = [{"name": "Rounds", "value": f"{len(trained):,}", "note": f"trained; {len(mined):,} mined"}]
-    validated = {r.number: r.evaluations["validation"]["map_at_r"] for r in rounds if "validation" in r.evaluations}
+    validated = map_at_r(rounds, "validation")
     if validated:
         top = best if best in validated else max(validated, key=lambda n: (validated[n], -n))
         figures.append(
@@ -594,19 +548,30 @@ def index_figures(rounds: list[Round], best: int | None) -> list[dict[str, str]]
     return figures
 
 
+def map_at_r(rounds: list[Round], split: str) -> dict[int, float]:
+    """By round, of its checkpoint."""
+    found = {r.number: r.evaluations.get(split, {}).get("map_at_r") for r in rounds}
+    return {number: value for number, value in found.items() if value is not None}
+
+
 def index_charts(rounds: list[Round]) -> list[dict[str, Any]]:
-    kinds = list(dict.fromkeys(kind for r in rounds for kind in r.kinds))
-    found = {split: {r.number: r.evaluations[split]["map_at_r"] for r in rounds if split in r.evaluations} for split in records.SPLITS}
+    mined, trained = [r for r in rounds if r.manifest], [r for r in rounds if r.metrics]
+    quality = {split: map_at_r(rounds, split) for split in records.SPLITS}
     active = {
-        "before training": {r.number: r.active[0] for r in rounds if r.active},
-        "in the last epoch": {r.number: r.active[1] for r in rounds if r.active},
+        name: {r.number: r.active[i] for r in rounds if r.active}
+        for i, name in enumerate(("before training", "in the last epoch"))
     }
-    drawn = [
-        ("MAP@R", "of each round’s checkpoint, on held-out rows", charts.lines(found, "MAP@R over rounds", ".3f")),
-        ("Active share", "of a round’s triplets, those that still cost loss", charts.lines(active, "active share over rounds", ".0%")),
-        ("Triplets", "of each round, by kind", charts.columns({k: {r.number: r.kinds[k] for r in rounds if r.manifest} for k in kinds}, "triplets over rounds", "")),
-        ("Seconds", "of each round", charts.columns({"mining": {r.number: r.stats["mining_seconds"] for r in rounds if r.stats}, "training": {r.number: r.metrics["seconds"] for r in rounds if r.metrics}}, "seconds over rounds", " s")),
-    ]
+    kinds = {kind: {r.number: float(r.kinds[kind]) for r in mined} for kind in (mined[-1].kinds if mined else ())}
+    seconds = {
+        "mining": {r.number: r.stats["mining_seconds"] for r in rounds if r.stats},
+        "training": {r.number: r.metrics["seconds"] for r in trained},
+    }
+    drawn = (
+        ("MAP@R", "of each round’s checkpoint, on held-out rows", charts.lines(quality, "MAP@R over rounds", ".3f")),
+        ("Active share", "of the triplets trained on", charts.lines(active, "active share over rounds", ".0%")),
+        ("Triplets", "of each round, by kind", charts.columns(kinds, "triplets over rounds", "")),
+        ("Seconds", "of each round", charts.columns(seconds, "seconds over rounds", " s")),
+    )
     return [{"title": title, "note": note, "chart": chart} for title, note, chart in drawn if chart]
 
 
@@ -638,7 +603,8 @@ def main(argv: list[str]) -> int:
     if arguments.packs is not None and arguments.packs < 1:
         raise InputError(f"--packs must be at least 1; found {arguments.packs}")
     corpus = records.open_corpus(arguments.run_dir)
-    suspected = {n: write_round(arguments.run_dir, n, corpus, arguments.packs) for n in arguments.round or mined_rounds(arguments.run_dir)}
+    numbers = arguments.round or mined_rounds(arguments.run_dir)
+    suspected = {number: write_round(arguments.run_dir, number, corpus, arguments.packs) for number in numbers}
     path = write_index(arguments.run_dir, corpus)
     for number, count in suspected.items():
         where = records.round_dir(arguments.run_dir, number)
