@@ -9,7 +9,8 @@ PYTHON ?= python3.11
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock corpus warmup mine train rounds evaluate test test-all test-faults lint clean bench-selection bench-trainer bench-quality bench-peers
+.PHONY: help setup lock corpus warmup mine train rounds evaluate report demo test test-all test-web test-faults lint clean \
+  bench-selection bench-trainer bench-quality bench-peers
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -27,9 +28,9 @@ setup: .venv/installed ## make .venv and install the locked packages into it
 lock: .venv/installed ## resolve setup.py's ranges again into requirements.lock
 	$(PY) -m pip install --quiet uv
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --no-emit-find-links --upgrade --extra test setup.py requirements.in -o requirements.lock
+	  --no-emit-find-links --upgrade --extra test --extra web setup.py requirements.in -o requirements.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --no-emit-find-links --extra test --extra bench setup.py requirements.in -c requirements.lock -o requirements-bench.lock
+	  --no-emit-find-links --extra test --extra web --extra bench setup.py requirements.in -c requirements.lock -o requirements-bench.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-find-links --upgrade benchmarks/peers.in -o requirements-peers.lock
 
@@ -53,11 +54,32 @@ rounds: corpus ## mine and train ROUNDS times in turn
 evaluate: .venv/installed ## held-out retrieval of the newest checkpoint
 	@$(PY) -m trainer.evaluate --run_dir "$(RUN_DIR)" $(ARGS)
 
+report: .venv/installed ## report.html of each mined round and index.html over rounds, to look at
+	@$(PY) -m pipeline.report --run_dir "$(RUN_DIR)" $(ARGS)
+
+# The zip has one folder, which is no part of the classes' names. Rounds that are there are not trained on.
+demo: .venv/installed ## three rounds on Omniglot and their report: OMNIGLOT=FOLDER_OR_ZIP (2 minutes)
+	@[ -e "$(OMNIGLOT)" ] || { echo "OMNIGLOT='$(OMNIGLOT)' is neither a folder nor a zip. Take images_background_small1.zip" \
+	  "from python/ of https://github.com/brendenlake/omniglot, then: make demo OMNIGLOT=images_background_small1.zip"; exit 1; }
+	@images="$(OMNIGLOT)"; if [ -f "$$images" ]; then \
+	  rm -rf runs/omniglot && $(PY) -m zipfile -e "$$images" runs/omniglot || exit 1; \
+	  images=runs/omniglot; set -- runs/omniglot/*/; if [ $$# = 1 ]; then images="$${1%/}"; fi; fi; \
+	$(PY) -m pipeline.ingest --run_dir runs/demo --source "images:$$images"
+	@[ -e runs/demo/best/best.json ] || $(PY) -m pipeline.rounds --run_dir runs/demo --rounds 3
+	@$(PY) -m trainer.evaluate --run_dir runs/demo --round 0 1 2 3
+	@$(PY) -m pipeline.report --run_dir runs/demo
+	@echo "open $(CURDIR)/runs/demo/index.html"
+
 test: .venv/installed ## the tests but the slow ones
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
 test-all: .venv/installed ## every test
 	$(PY) -m pytest $(ARGS)
+
+test-web: .venv/installed ## the report in headless Chromium
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  echo "test-web needs Chromium and its driver: apt-get install chromium chromium-driver"; exit 1; }
+	$(PY) -m pytest tests/test_web.py $(ARGS)
 
 test-faults: .venv/installed $(FASHION_MNIST) ## kill -9 at 54 instants, and every kind of bad input (under 30 minutes)
 	@$(PY) tests/faults.py --fashion_mnist "$(FASHION_MNIST)" $(ARGS)

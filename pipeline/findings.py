@@ -17,7 +17,7 @@ from pipeline import records
 from pipeline.records import InputError, Split
 
 READ_ROWS = 1 << 16  # of packs, counted as often as they are in one
-READ_TRIPLETS = 1 << 20
+READ_TRIPLETS = 1 << 19
 READ_BYTES = 64 << 20
 READ_SHARDS = 64
 MEND = "Restore it, or remove {} and mine that round again."
@@ -144,9 +144,16 @@ class Confusion:
 
 def _confused_pairs(label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """int64: of each pair of classes, the ones with most triplets first, the lower class, the higher, and triplets."""
-    pairs, counts = np.unique(np.sort(label, axis=1), axis=0, return_counts=True)
+    a, b, counts = _count_pairs(label.min(axis=1), label.max(axis=1))
     order = np.argsort(-counts, kind="stable")
-    return *pairs[order].T, counts[order]
+    return a[order], b[order], counts[order]
+
+
+def _count_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int64: the different pairs, ascending, and how often each is there. One number a pair: rows as keys are slow."""
+    base = int(b.max(initial=0)) + 1
+    values, counts = np.unique(a * base + b, return_counts=True)
+    return values // base, values % base, counts
 
 
 def confusions(sample: Sample, label: np.ndarray, count: int, examples: int) -> list[Confusion]:
@@ -239,10 +246,8 @@ def suspects(sample: Sample, split: Split, embeddings: Path) -> tuple[list[Suspe
     Returns:
       the suspects; whether neighbours were looked at.
     """
-    pairs = np.unique(np.stack([sample.negative, sample.anchor], axis=1), axis=0)
-    pairs[:, 1] = split.class_of(pairs[:, 1])
-    by_class, anchors = np.unique(pairs, axis=0, return_counts=True)
-    row, of = by_class.T
+    negative, anchor, _ = _count_pairs(sample.negative, sample.anchor)
+    row, of, anchors = _count_pairs(negative, split.class_of(anchor))
     most = np.lexsort((of, row, -anchors))
     most = most[_first_of_each(row[most])][:CANDIDATES]
     label = split.class_of(row[most])

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from conftest import command as run_command
@@ -138,6 +140,20 @@ def test_rounds_end_after_patience(digits, tmp_path, capfd):
     if code == 0:
         assert "no better validation MAP@R for 1 rounds: done" in out
         assert json.loads((run / "best/best.json").read_text())["round"] == 0
+        assert f"report: {run / 'index.html'}" in out and (run / "index.html").exists()
     else:  # it collapsed, or left numbers that are none
         assert code == 4
     assert not records.checkpoint_path(run, 3).exists()
+    assert (records.round_dir(run, 0) / "report.html").exists()
+
+
+def test_rounds_go_on_without_a_report_but_end_when_stopped(digits, tmp_path, caplog, monkeypatch):
+    run = shutil.copytree(digits, tmp_path / "run")
+    state = fake_rounds(run, (0.5, 1.5))
+    records.write_json(records.round_dir(run, 0) / "train/metrics.json", {"mined_round": 0})
+    monkeypatch.setattr(command.log, "propagate", True)
+    for code, ends in ((0, False), (1, False), (4, False), (3, True), (143, True)):
+        state.trainer = SimpleNamespace(call=lambda *call, code=code: code)
+        with pytest.raises(rounds.StepFailed) if ends else nullcontext():
+            state.report(0)
+    assert [record.message for record in caplog.records] == ["round 0 goes without a report"] * 2
