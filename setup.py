@@ -6,6 +6,7 @@ setup(
     description="Hard and semi-hard triplets, mined exactly over the whole corpus, for TensorFlow",
     packages=["pipeline", "trainer"],
     package_data={"pipeline": ["templates/*"]},
+    entry_points={"console_scripts": ["triplet-miner-worker = pipeline.sdk_worker:main"]},
     python_requires=">=3.11",
     install_requires=[
         "apache-beam>=2.70,<3",

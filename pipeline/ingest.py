@@ -406,6 +406,7 @@ def main(argv: list[str]) -> int:
         prog="python -m pipeline.ingest",
         description="Turn a source into corpus shards. Flags of Apache Beam pass through.",
         allow_abbrev=False,
+        fromfile_prefix_chars="@",
     )
     parser.add_argument("--run_dir", type=storage.location, required=True)
     parser.add_argument("--source", required=True, help=sources)

@@ -632,6 +632,7 @@ def main(argv: list[str]) -> int:
         prog="python -m pipeline.mine",
         description="Mine the newest checkpoint's round. Flags of Apache Beam (--runner ...) pass through.",
         allow_abbrev=False,
+        fromfile_prefix_chars="@",
     )
     parser.add_argument("--run_dir", type=storage.location, required=True)
     what = parser.add_argument_group("what a triplet is")
