@@ -5,12 +5,14 @@ ROUNDS ?= 3
 ARGS ?=
 FASHION_MNIST ?= runs/fashion-mnist
 OMNIGLOT ?=
+FLINK_VERSION ?= 2.2.1
+FLINK_JOB_SERVER_JAR ?=
 PYTHON ?= python3.11
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock corpus warmup mine train rounds evaluate report demo test test-all test-web test-faults lint clean \
-  bench-selection bench-trainer bench-quality bench-peers
+.PHONY: help setup lock corpus warmup mine train rounds evaluate report demo test test-all test-web test-faults test-flink flink-up \
+  flink-down lint clean bench-selection bench-trainer bench-quality bench-peers
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -34,10 +36,11 @@ lock: .venv/installed ## resolve setup.py's ranges again into requirements.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-find-links --upgrade benchmarks/peers.in -o requirements-peers.lock
 
-# Ingests if there is no corpus yet; a SOURCE that was asked for is compared with the corpus there is.
+# Ingests if there is no corpus yet; a SOURCE that was asked for is compared with the corpus there is. Of ARGS, files of
+# Beam's options (@flink.args) go to it too.
 corpus: .venv/installed
 	@if [ ! -e "$(RUN_DIR)/corpus/corpus.json" ] || [ "$(origin SOURCE)" != file ]; then \
-	  $(PY) -m pipeline.ingest --run_dir "$(RUN_DIR)" --source "$(SOURCE)"; fi
+	  $(PY) -m pipeline.ingest --run_dir "$(RUN_DIR)" --source "$(SOURCE)" $(filter @%,$(ARGS)); fi
 
 mine: corpus ## mine the newest checkpoint's round (ingests SOURCE first if need be)
 	@$(PY) -m pipeline.mine --run_dir "$(RUN_DIR)" $(ARGS)
@@ -83,6 +86,24 @@ test-web: .venv/installed ## the report in headless Chromium
 
 test-faults: .venv/installed $(FASHION_MNIST) ## kill -9 at 54 instants, and every kind of bad input (under 30 minutes)
 	@$(PY) tests/faults.py --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
+
+FLINK := .venv/flink-$(FLINK_VERSION)
+FLINK_WITH = --libraries $(FLINK)/pyflink/lib --jar "$(FLINK_JOB_SERVER_JAR)"
+
+$(FLINK): .venv/installed
+	@echo "fetching Flink $(FLINK_VERSION): about 310 MB"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $@.part apache-flink-libraries==$(FLINK_VERSION)
+	@mv $@.part $@
+
+flink-up: $(FLINK) ## start a Flink cluster on this machine and write flink.args (needs java; see docs/engines.md)
+	@$(PY) -m benchmarks.flink up $(FLINK_WITH)
+
+flink-down: .venv/installed ## stop what flink-up started
+	@$(PY) -m benchmarks.flink down
+
+test-flink: $(FLINK) ## the job on Flink, also with TaskManagers killed (needs java and OMNIGLOT=ZIP)
+	@test -n "$(OMNIGLOT)" || { echo "set OMNIGLOT to images_background_small1.zip of github.com/brendenlake/omniglot"; exit 1; }
+	@PYTHONPATH=. $(PY) tests/flink.py $(FLINK_WITH) --omniglot "$(OMNIGLOT)"
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .

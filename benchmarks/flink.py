@@ -33,9 +33,8 @@ SLOTS = 2  # per TaskManager: a job of parallelism 2 survives the loss of one
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 COMPLAINT = re.compile(r"ERROR|Caused by|Error:|Exception: ")
-ENTRY = "org.apache.flink.runtime"
-# What Flink reaches into by reflection on Java 17: https://nightlies.apache.org/flink/flink-docs-stable/docs/deployment/java_compatibility/
-OPENED = ("lang", "net", "io", "nio", "text", "time", "util", "util.concurrent", "util.concurrent.atomic", "lang.invoke")
+# What Flink reaches into by reflection on Java 17: the page "Java compatibility" of its documentation.
+OPENED = "lang lang.invoke net io nio text time util util.concurrent util.concurrent.atomic".split()
 HEAP = {"jobmanager": 512, "taskmanager": 640, "jobserver": 512}  # MB
 MEMORY = {  # of a TaskManager, what Flink's own start script would work out
     "taskmanager.cpu.cores": SLOTS,
@@ -69,17 +68,15 @@ def job_server_jar(given: str) -> Path:
             raise Refused(f"FLINK_JOB_SERVER_JAR={given}: no such file")
         return Path(given)
     artifact = f"beam-runners-flink-2.2-job-server:{version('apache-beam')}"
-    jar = STATE.parent / ".flink" / (artifact.replace(":", "-") + ".jar")
+    jar = STATE.parent / "flink-jars" / (artifact.replace(":", "-") + ".jar")
     if jar.exists():
         return jar
     otherwise = "or set FLINK_JOB_SERVER_JAR to a job server jar (and FLINK_VERSION to the Flink that it is made for)"
     if not shutil.which("mvn"):
         raise Refused(f"no mvn to fetch org.apache.beam:{artifact} with. Install Maven (Debian: maven), {otherwise}.")
     print(f"fetching org.apache.beam:{artifact}", flush=True)
-    done = subprocess.run(
-        ["mvn", "-B", "-q", "dependency:copy", f"-Dartifact=org.apache.beam:{artifact}", f"-DoutputDirectory={jar.parent}"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    goal = ["dependency:copy", f"-Dartifact=org.apache.beam:{artifact}", f"-DoutputDirectory={jar.parent}"]
+    done = subprocess.run(["mvn", "-B", "-q", *goal], capture_output=True, text=True)
     if done.returncode or not jar.exists():
         why = next((line for line in done.stdout.splitlines() if "ERROR" in line), done.stderr)
         raise Refused(f"Maven has no org.apache.beam:{artifact}: {why}\nMend Maven's set-up, {otherwise}.")
@@ -87,27 +84,33 @@ def job_server_jar(given: str) -> Path:
 
 
 class Cluster:
-    """The cluster's processes, by the files in STATE: also those that another command started."""
+    """The cluster's processes, by the files in STATE: also those that another command started.
 
-    def __init__(self) -> None:
-        self.rest = ""
+    libraries: the directory of Flink's jars. jar: Beam's job server for that version of Flink.
+    """
 
-    def start(self, libraries: Path, jar: Path) -> None:
-        """Starts all, waits until it answers, and writes flink.args.
+    def __init__(self, libraries: Path = Path(), jar: Path = Path()):
+        self.libraries, self.jar = libraries, jar
+        self.java = shutil.which("java", path=f"{os.environ.get('JAVA_HOME', '')}/bin:{os.environ['PATH']}")
 
-        libraries: the directory of Flink's jars. jar: Beam's job server for that version of Flink.
-        """
-        java = shutil.which("java", path=f"{os.environ.get('JAVA_HOME', '')}/bin:{os.environ['PATH']}")
-        if not java:
+    def start(self) -> None:
+        """Starts all, waits until it answers, and writes flink.args."""
+        if not self.java:
             raise Refused("no java. Install a Java 17 runtime (Debian: openjdk-17-jre-headless), or set JAVA_HOME.")
-        if not list(libraries.glob("flink-dist-*.jar")):
-            raise Refused(f"{libraries} holds no flink-dist jar; give --libraries the lib directory of a Flink")
+        if not list(self.libraries.glob("flink-dist-*.jar")):
+            raise Refused(f"{self.libraries} holds no flink-dist jar; give --libraries the lib directory of a Flink.")
         if left := [name for name in self.names() if alive(self.pid(name))]:
-            raise Refused(f"{', '.join(left)} still run; `make flink-down` stops them")
+            raise Refused(f"{', '.join(left)} still run; `make flink-down` stops them.")
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
         shutil.rmtree(STATE, ignore_errors=True)
         (STATE / "conf").mkdir(parents=True)
         rest, rpc, jobs = free_port(), free_port(), free_port()
-        self.rest = f"http://{HOST}:{rest}"
         configuration = {
             "jobmanager.rpc.address": HOST, "jobmanager.bind-host": HOST, "jobmanager.rpc.port": rpc,
             "rest.address": HOST, "rest.bind-address": HOST, "rest.port": rest,
@@ -115,36 +118,21 @@ class Cluster:
             "taskmanager.load-balance.mode": "SLOTS",
             "io.tmp.dirs": STATE / "tmp",
             "jobmanager.memory.process.size": "1g",
-            "heartbeat.interval": 2000, "heartbeat.timeout": 20000,
-            # A batch job of Beam takes the cluster's strategy. Without one it would fail with its TaskManager.
+            "heartbeat.interval": 2000, "heartbeat.timeout": 15000,
+            # A batch job of Beam takes the cluster's strategy. Without one it would fail with its TaskManager; with a
+            # short delay it would use up its attempts on the dead one's slots, which are offered until that is noticed.
             "restart-strategy.type": "fixed-delay",
-            "restart-strategy.fixed-delay.attempts": 3, "restart-strategy.fixed-delay.delay": "1 s",
+            "restart-strategy.fixed-delay.attempts": 3, "restart-strategy.fixed-delay.delay": "10 s",
             **MEMORY,
         }  # fmt: skip
         lines = [f"{name}: {value}\n" for name, value in configuration.items()]
         (STATE / "conf" / "config.yaml").write_text("".join(lines))
-        (STATE / "rest").write_text(self.rest)
-
-        def run(name: str, *arguments: str) -> None:
-            flags = [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENED]
-            heap = HEAP[name.partition("-")[0]]
-            flags += [f"-Xmx{heap}m", "-XX:+UseSerialGC", "-Dorg.apache.logging.log4j.level=INFO"]
-            with open(STATE / f"{name}.log", "w") as log:
-                process = subprocess.Popen(
-                    [java, *flags, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                )
-            (STATE / f"{name}.pid").write_text(str(process.pid))
-
-        flink = ["-cp", f"{libraries}/*"]
-        conf = ["--configDir", str(STATE / "conf")]
-        run("jobmanager", *flink, f"{ENTRY}.entrypoint.StandaloneSessionClusterEntrypoint", *conf)
-        for name in TASK_MANAGERS:
-            own = f"-Dtaskmanager.resource-id={name}"
-            run(name, *flink, f"{ENTRY}.taskexecutor.TaskManagerRunner", *conf, own)
+        (STATE / "rest").write_text(f"http://{HOST}:{rest}")
+        self._flink("jobmanager", "entrypoint.StandaloneSessionClusterEntrypoint")
         served = ["--job-host", HOST, "--job-port", str(jobs), "--artifact-port", "0", "--expansion-port", "-1"]
-        run("jobserver", "-jar", str(jar), *served, "--artifacts-dir", str(STATE / "artifacts"),
-            "--flink-master", f"{HOST}:{rest}")  # fmt: skip
-        self.wait("the TaskManagers", lambda: len(self.ask("/taskmanagers")["taskmanagers"]) == len(TASK_MANAGERS))
+        self._java("jobserver", "-jar", str(self.jar), *served, "--artifacts-dir", str(STATE / "artifacts"),
+                   "--flink-master", f"{HOST}:{rest}")  # fmt: skip
+        self.start_task_managers()
         self.wait("the job server", lambda: accepts(jobs))
         worker = Path(sys.executable).with_name("triplet-miner-worker")
         lines = [
@@ -155,6 +143,33 @@ class Cluster:
             f"--parallelism={len(TASK_MANAGERS)}",
         ]
         ARGS.write_text("\n".join(lines) + "\n")
+
+    def start_task_managers(self) -> None:
+        """Starts those that do not run."""
+        for name in TASK_MANAGERS:
+            if name not in self.names() or not alive(self.pid(name)):
+                own = f"-Dtaskmanager.resource-id={name}"
+                self._flink(name, "taskexecutor.TaskManagerRunner", own)
+        self.wait("the TaskManagers", lambda: self.task_managers() == set(TASK_MANAGERS))
+
+    def _flink(self, name: str, entry: str, *arguments: str) -> None:
+        conf = ["--configDir", str(STATE / "conf")]
+        self._java(name, "-cp", f"{self.libraries}/*", f"org.apache.flink.runtime.{entry}", *conf, *arguments)
+
+    def _java(self, name: str, *arguments: str) -> None:
+        flags = [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENED]
+        heap = HEAP[name.partition("-")[0]]
+        flags += [f"-Xmx{heap}m", "-XX:+UseSerialGC", "-Dorg.apache.logging.log4j.level=INFO"]
+        with open(STATE / f"{name}.log", "a") as log:
+            process = subprocess.Popen(
+                [str(self.java), *flags, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        (STATE / f"{name}.pid").write_text(str(process.pid))
+
+    def task_managers(self) -> set[str]:
+        """Those that the JobManager knows."""
+        return {manager["id"] for manager in self.ask("/taskmanagers")["taskmanagers"]}
 
     def wait(self, what: str, ready: Callable[[], bool]) -> None:
         """Polls until it is so. Raises Refused when a process has died or START_SECONDS are over."""
@@ -174,8 +189,7 @@ class Cluster:
 
     def ask(self, path: str) -> Any:
         """The JobManager's answer to GET."""
-        rest = self.rest or (STATE / "rest").read_text()
-        with urllib.request.urlopen(rest + path, timeout=10) as answer:
+        with urllib.request.urlopen((STATE / "rest").read_text() + path, timeout=10) as answer:
             return json.load(answer)
 
     def names(self) -> list[str]:
@@ -219,18 +233,17 @@ def main() -> int:
     parser.add_argument("--libraries", type=Path, help="Flink's lib directory")
     parser.add_argument("--jar", default="", help="Beam's job server for that Flink (from Maven Central)")
     arguments = parser.parse_args()
-    cluster = Cluster()
     if arguments.what == "down":
-        print(f"stopped {', '.join(cluster.stop()) or 'nothing: nothing ran'}")
+        print(f"stopped {', '.join(Cluster().stop()) or 'nothing: nothing ran'}")
         return 0
     try:
-        cluster.start(arguments.libraries, job_server_jar(arguments.jar))
+        cluster = Cluster(arguments.libraries, job_server_jar(arguments.jar))
+        cluster.start()
     except Refused as error:
-        if not str(error).endswith("stops them"):
-            cluster.stop()
         print(error, file=sys.stderr)
         return 1
-    print(f"Flink {cluster.ask('/config')['flink-version']} at {cluster.rest}, 2 TaskManagers of {SLOTS} slots")
+    version = cluster.ask("/config")["flink-version"]
+    print(f"Flink {version} at {(STATE / 'rest').read_text()}, {len(TASK_MANAGERS)} TaskManagers of {SLOTS} slots")
     print(f"its options are in {ARGS.name}: make mine ARGS=@{ARGS.name}; make flink-down")
     return 0
 

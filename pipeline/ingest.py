@@ -12,6 +12,7 @@ import collections
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,8 @@ def stage(
     text: the source, as it is given to `--source`.
     """
     name, source, argument = open_source(text)
+    if os.path.exists(argument):
+        argument = os.path.abspath(argument)  # a worker may have another working directory
     kind, parts = source.kind(argument), source.parts(argument)
     with live(Stage("read", "parts", len(parts), lambda: job.count_files(staging, ".notes.json"))):
         job.run(
@@ -334,7 +337,8 @@ def stage(
 def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
     """Makes the corpus, its manifest last. Returns the manifest."""
     # While there is a staging directory, a corpus without a manifest is a half one of ours.
-    new, staging = arguments.run_dir / "corpus", staging_of(arguments.run_dir)
+    run_dir = arguments.run_dir.absolute()
+    new, staging = run_dir / "corpus", staging_of(run_dir)
     if staging.exists():
         storage.remove(new)
         storage.remove(staging)
@@ -361,8 +365,8 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
     shards = [shard for s, (split_keys, _) in described.items() for shard in cut_shards(s, split_keys, staging)]
 
     def commit(entries: list[tuple[str, int, dict[str, Any]]]) -> None:
-        for s, _, entry in sorted(entries, key=lambda e: e[:2]):
-            manifest["splits"][s]["shards"].append(entry)
+        for s, described_split in manifest["splits"].items():  # assigned, not added to: an engine may call it twice
+            described_split["shards"] = [entry for at, _, entry in sorted(entries, key=lambda e: e[:2]) if at == s]
         manifest["fingerprint"] = records.corpus_fingerprint(manifest)
         lines = (staging / "rejected.jsonl").read_text(encoding="utf-8")
         storage.write_atomically(new / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))

@@ -2,6 +2,8 @@
 
 import logging
 import re
+import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +13,12 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics, MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
 from pipeline import command, storage
 from pipeline.records import InputError
 
+ANSWER_SECONDS = 10.0  # in which a job server must accept a connection
 JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know
 COUNTERS = "triplet-miner"
 _DISK_ERROR = re.compile(r"(?:OSError|PermissionError|FileNotFoundError): (.*?)(?: \[while running|\n|$)", re.DOTALL)
@@ -35,7 +38,37 @@ def beam_options(arguments: list[str]) -> PipelineOptions:
             if not understood:
                 raise InputError(f"unknown option {argument}. --help lists ours; Beam's own are in its documentation.")
             value_may_follow = argument.startswith("--") and not equals
+    _check_engine(options)
     return options
+
+
+def _check_engine(options: PipelineOptions) -> None:
+    """Raises InputError when what a runner needs on this machine is not there: Beam says so after minutes, or not."""
+    given = options.get_all_options()
+    runner = given["runner"].rpartition(".")[2]
+    if runner in JOB_SERVERS:
+        endpoint = options.view_as(PortableOptions).job_endpoint
+        if endpoint and endpoint != "embed":
+            host, _, port = endpoint.rpartition(":")
+            try:
+                socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"no job server answers at --job_endpoint {endpoint}: {error}. Start it (`make flink-up` starts "
+                    f"one here, with a Flink), or mend the option; see docs/engines.md."
+                ) from None
+        elif runner == "PortableRunner" and not endpoint:
+            raise InputError("--runner=PortableRunner needs --job_endpoint HOST:PORT of a job server: docs/engines.md")
+        elif runner != "PortableRunner" and not shutil.which("java"):
+            raise InputError(
+                f"--runner={runner} starts a job server with java, and there is none. Install a Java 17 runtime "
+                f"(Debian: openjdk-17-jre-headless), or give --job_endpoint of a job server that runs."
+            )
+    if runner == "DataflowRunner":
+        try:
+            import apitools.base  # noqa: F401
+        except ImportError:
+            raise InputError("--runner=DataflowRunner needs: pip install 'apache-beam[gcp]'") from None
 
 
 @contextmanager

@@ -680,7 +680,7 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
         )  # fmt: skip
         checkpoint = records.checkpoint_path(run_dir, number)
         job_ = Job(
-            run_dir=run_dir, round=number, rule=rule, corpus_fingerprint=corpus.fingerprint,
+            run_dir=run_dir.absolute(), round=number, rule=rule, corpus_fingerprint=corpus.fingerprint,
             checkpoint_digest=records.checkpoint_digest(records.load_checkpoint(checkpoint)),
             **{name: getattr(arguments, name) for name in ("pack_rows", "anchors", "class_pool", "threads")},
         )  # fmt: skip

@@ -17,6 +17,7 @@ import os
 import struct
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,30 +37,33 @@ SCOPES = ("corpus", "pack")  # a triplet's scope is stored as its position here
 SPLITS = ("train", "validation", "eval")
 INDEX = np.dtype([("offset", "<i8"), ("length", "<i8"), ("content", "<i8"), ("group", "<i8")])
 _HEADER, _FOOTER = 12, 4  # a TFRecord is length (8), its CRC (4), data, the data's CRC (4)
+_importing = threading.Lock()
 
 
 def import_tensorflow() -> Any:
     """TensorFlow, imported without its start-up lines: some come before its own log level counts.
 
-    See https://github.com/tensorflow/tensorflow/issues/100442. If the import fails they are shown.
+    See https://github.com/tensorflow/tensorflow/issues/100442. If the import fails they are shown. One thread imports:
+    a worker of an engine sets up several steps at a time, and met a half imported module.
     """
-    if "tensorflow" not in sys.modules:
-        sys.stderr.flush()
-        gc.disable()  # a million objects are made and none is garbage: a second of the import was looking for it
-        real = os.dup(2)
-        with tempfile.TemporaryFile() as held:
-            os.dup2(held.fileno(), 2)
-            try:
-                import tensorflow  # noqa: F401
-            except BaseException:
-                held.seek(0)
-                os.write(real, held.read())
-                raise
-            finally:
-                os.dup2(real, 2)
-                os.close(real)
-                gc.freeze()
-                gc.enable()
+    with _importing:
+        if "tensorflow" not in sys.modules:
+            sys.stderr.flush()
+            gc.disable()  # a million objects are made and none is garbage: a second of the import was looking for it
+            real = os.dup(2)
+            with tempfile.TemporaryFile() as held:
+                os.dup2(held.fileno(), 2)
+                try:
+                    import tensorflow  # noqa: F401
+                except BaseException:
+                    held.seek(0)
+                    os.write(real, held.read())
+                    raise
+                finally:
+                    os.dup2(real, 2)
+                    os.close(real)
+                    gc.freeze()
+                    gc.enable()
     return sys.modules["tensorflow"]
 
 
