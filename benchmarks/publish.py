@@ -56,7 +56,7 @@ def peers(result: dict[str, Any]) -> list[str]:
     for name, table in result["tables"].items():
         lines += [
             f"{name}:", "",
-            "| | seconds, all of it | CPU seconds | without imports | peak MB | triplets | valid | semi-hard | same label |",
+            "| | seconds, all | CPU seconds | without imports | peak MB | triplets | valid | semi-hard | same label |",
             "|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for what, row in table.items():
