@@ -57,3 +57,15 @@ def test_wrong_calls_write_nothing(digits, tmp_path, monkeypatch, arguments, mes
     with pytest.raises(InputError, match=message):
         embed.main(["--run_dir", str(digits), *arguments])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(20, 31), (32, 32), (105, 64)])
+def test_images_are_resized_as_tensorflow_resizes_them(size, channels):
+    tf = records.import_tensorflow()
+    image = np.random.default_rng(0).integers(0, 256, (*size, channels), dtype=np.uint8)
+    encoded = tf.constant([tf.io.encode_png(image).numpy()])
+    expected = tf.image.resize(image.astype(np.float32), (32, 24), antialias=True)
+    for shape in ([*size, channels], [None, None, channels]):
+        found = embed.decode({"image": {"kind": "image", "shape": shape}}, encoded, (32, 24, channels))
+        np.testing.assert_allclose(found[0], expected, atol=1e-3)
