@@ -315,23 +315,32 @@ def neighbours(split: Split, embeddings: Path, rows: np.ndarray) -> tuple[np.nda
     paths = [embeddings / shard["file"].replace(".tfrecord", ".npy") for shard in split.shards]
     if not len(rows) or not all(path.exists() for path in paths):
         return None
-    parts: list[Any] = [None] * len(rows)
+    arrays = [_embeddings(path, shard["records"]) for path, shard in zip(paths, split.shards, strict=True)]
+    queries, own = np.empty((len(rows), arrays[0].shape[1]), np.float32), split.class_ranges(rows)
     for number, where, places in split.by_shard(rows):
-        for i, embedding in zip(where.tolist(), records.open_array(paths[number])[places], strict=True):
-            parts[i] = embedding
-    queries, own = np.stack(parts), split.class_ranges(rows)
+        queries[where] = arrays[number][places]
     step = math.ceil(split.rows / NEIGHBOUR_ROWS)
     distance, nearest = np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64)
     d_own, of_own = distance, nearest
-    for number, path in enumerate(paths):
+    for number, array in enumerate(arrays):
         first, last = split.shard_rows[number], split.shard_rows[number + 1]
         columns = np.arange(-(-first // step) * step, last, step)
-        block = 2 - 2 * (queries @ np.asarray(records.open_array(path)[columns - first]).T)
+        block = 2 - 2 * (queries @ np.asarray(array[columns - first]).T)
         block[rows[:, None] == columns] = np.inf  # itself
         distance, nearest = _smallest(distance, nearest, block, columns, NEIGHBOURS)
         block[(columns < own[:, :1]) | (columns >= own[:, 1:])] = np.inf
         d_own, of_own = _smallest(d_own, of_own, block, columns, NEAR)
     return nearest, distance, d_own
+
+
+def _embeddings(path: Path, rows: int) -> np.ndarray:
+    try:
+        array = records.open_array(path)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is no array: {error}. Remove {path.parent}: the report does without it.") from None
+    if array.ndim != 2 or len(array) != rows:
+        raise InputError(f"{path} has shape {array.shape}, expected {rows} rows. Remove {path.parent}.")
+    return array
 
 
 def _smallest(

@@ -284,6 +284,15 @@ def test_what_is_not_there_or_damaged_is_said(mined, tmp_path):
     with pytest.raises(InputError, match=r"evaluation-eval.json is no JSON"):
         report.main(call)
     (records.round_dir(run, 0) / "evaluation-eval.json").unlink()
+    [array] = (records.round_dir(run, 0) / "embeddings").glob("*/*.npy")
+    for content, says in ((array.read_bytes()[:-9], "is no array"), (b"", "is no array")):
+        array.write_bytes(content)
+        with pytest.raises(InputError, match=f"{array.name} {says}.*the report does without it"):
+            report.main(call)
+    np.save(array, np.zeros((3, 2), np.float32))
+    with pytest.raises(InputError, match=r"has shape \(3, 2\), expected 1258 rows"):
+        report.main(call)
+    shutil.rmtree(array.parent)
     assert not (records.round_dir(run, 0) / "report.html").exists()
     assert report.main(call) == 0
 
