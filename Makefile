@@ -11,8 +11,7 @@ PYTHON ?= python3.11
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock corpus warmup mine train rounds evaluate report demo test test-all test-web test-faults test-flink flink-up \
-  flink-down lint clean bench-selection bench-trainer bench-quality bench-peers
+.PHONY: corpus $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' $(MAKEFILE_LIST)) # what `help` lists
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -104,6 +103,9 @@ flink-down: .venv/installed ## stop what flink-up started
 test-flink: $(FLINK) ## the job on Flink, also with TaskManagers killed (needs java and OMNIGLOT=ZIP)
 	@test -n "$(OMNIGLOT)" || { echo "set OMNIGLOT to images_background_small1.zip of github.com/brendenlake/omniglot"; exit 1; }
 	@PYTHONPATH=. $(PY) tests/flink.py $(FLINK_WITH) --omniglot "$(OMNIGLOT)"
+
+bench-flink: $(FLINK) $(FASHION_MNIST) ## two workers on Flink against one
+	@$(PY) -m benchmarks.flink_speed $(FLINK_WITH) --fashion_mnist "$(FASHION_MNIST)"
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .
