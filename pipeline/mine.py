@@ -454,11 +454,15 @@ def _sum_counts(counts: Any) -> dict[str, int]:
 # ---- The graph. ----
 
 
-def graph(pipeline: beam.Pipeline, job_: Job, items: list[Item], corpus_shards: int, shards: int) -> None:
-    """From corpus shards and a checkpoint to triplet shards and their manifest, which is written last."""
+def graph(pipeline: beam.Pipeline, job_: Job, anchors: int, blocks: int, corpus_shards: int, shards: int) -> None:
+    """From corpus shards and a checkpoint to triplet shards and their manifest, which is written last.
+
+    Workers count for themselves: lists of a large round would not fit into the graph that goes to an engine.
+    """
     dealt = (
         pipeline
-        | "List corpus shards" >> beam.Create(range(corpus_shards))
+        | "Count corpus shards" >> beam.Create([corpus_shards])
+        | "List corpus shards" >> beam.FlatMap(lambda count: range(count))
         | "Spread shards" >> beam.Reshuffle()
         | "Embed" >> beam.ParDo(EmbedShard(job_))  # shard
         | "Deal" >> beam.ParDo(DealColumns(job_))  # (column block, Block)
@@ -468,13 +472,18 @@ def graph(pipeline: beam.Pipeline, job_: Job, items: list[Item], corpus_shards: 
     )
     chosen = (
         pipeline
-        | "List work items" >> beam.Create(items)
+        | "Count anchors" >> beam.Create([(anchors, blocks)])
+        | "List work items" >> beam.FlatMapTuple(functools.partial(work_items, job_))
         | "Spread items" >> beam.Reshuffle()
         | "Scan" >> beam.ParDo(Scan(job_), beam.pvalue.AsSingleton(dealt))  # (item number, (Item, Found))
         | "Merge" >> beam.CombinePerKey(MergeFound())
         | "Choose" >> beam.ParDo(ChooseNegatives(job_, shards)).with_outputs(ChooseNegatives.COUNTS, main="triplets")
     )
-    every_shard = pipeline | "List triplet shards" >> beam.Create([(n, Triplets.none()) for n in range(shards)])
+    every_shard = (
+        pipeline
+        | "Count triplet shards" >> beam.Create([shards])
+        | "List triplet shards" >> beam.FlatMap(lambda count: ((n, Triplets.none()) for n in range(count)))
+    )
     counts = chosen[ChooseNegatives.COUNTS] | "Sum counts" >> beam.CombineGlobally(_sum_counts)
     (
         (chosen.triplets, every_shard)
@@ -579,14 +588,14 @@ def mine(job_: Job, options: Any) -> tuple[dict[str, Any], list[job.Worked]]:
     storage.write_atomically(job_.work / "anchors.npy", lambda path: np.save(path, anchors))
     shards = -(-len(anchors) * job_.rule.positives // SHARD_PAIRS)
     corpus_shards, blocks = len(pool.split.shards), selection.column_blocks(pool.rows)
-    items = work_items(job_, len(anchors), blocks)
+    items = len(work_items(job_, len(anchors), blocks))
     with live(
         Stage("embed", "shards", corpus_shards, lambda: job.count_files(job_.embeddings, ".npy")),
         Stage("columns", "blocks", blocks, lambda: job.count_files(job_.work / "columns", ".npz")),
-        Stage("scan", "work items", len(items), lambda: job.count_files(job_.work / "found", ".npz")),
+        Stage("scan", "work items", items, lambda: job.count_files(job_.work / "found", ".npz")),
         Stage("write", "shards", shards, lambda: job.count_files(job_.directory / "triplets", ".tfrecord")),
     ):
-        worked = job.run(options, lambda pipeline: graph(pipeline, job_, items, corpus_shards, shards))
+        worked = job.run(options, lambda pipeline: graph(pipeline, job_, len(anchors), blocks, corpus_shards, shards))
     storage.remove(job_.directory / "work")
     manifest = records.read_json(job_.directory / "triplets" / "triplets.json", records.TRIPLETS_FORMAT)
     records.write_json(

@@ -1,0 +1,133 @@
+"""The graph as an engine gets it, without an engine: Beam's portable form of it."""
+
+import base64
+import bz2
+import re
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.internal import pickler
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns
+from apache_beam.portability.api import beam_runner_api_pb2 as proto
+
+from pipeline import command, ingest, job, mine, records, selection
+
+PAR_DO = common_urns.primitives.PAR_DO.urn
+ONE_VALUE = {"Count columns", "Sum counts"}  # what side inputs may come from: combined over everything
+DATAFLOW_LIMIT = 10 << 20  # bytes of a job's graph
+
+
+def portable(build) -> proto.Pipeline:
+    pipeline = beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"]))
+    build(pipeline)
+    return pipeline.to_runner_api()
+
+
+def billion() -> proto.Pipeline:
+    """A round over 10^9 rows, all anchors."""
+    job_ = mine.Job(run_dir=Path("/run"), round=0, rule=selection.Rule(shares=(("semi-hard", 1.0),)))
+    rows = 10**9
+    shards = rows // mine.SHARD_PAIRS
+    return portable(lambda p: mine.graph(p, job_, rows, selection.column_blocks(rows), shards, shards))
+
+
+@pytest.fixture(scope="module")
+def graphs(digits, tmp_path_factory):
+    """Every graph that a run of ours hands to a runner, by the command; and mine's for 10^9 rows."""
+    seen = {"mine of 10^9 rows": billion()}
+    run_dir = tmp_path_factory.mktemp("graphs") / "run"
+    real = job.run
+
+    def watch(options, build):
+        seen[f"ingest {len(seen)}"] = portable(build)
+        return real(options, build)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(job, "run", watch)
+    assert ingest.main(["--run_dir", str(run_dir), "--source", "digits"]) == 0
+    patch.undo()
+    assert len(seen) == 3
+    return seen
+
+
+def par_dos(graph: proto.Pipeline):
+    for transform in graph.components.transforms.values():
+        if transform.spec.urn == PAR_DO:
+            yield transform, proto.ParDoPayload.FromString(transform.spec.payload)
+
+
+def pickle_of(payload: proto.ParDoPayload) -> bytes:
+    """Beam packs its pickles: compressed, in base64."""
+    return bz2.decompress(base64.b64decode(payload.do_fn.payload))
+
+
+def test_every_function_survives_pickling_by_reference_to_installed_modules(graphs):
+    for graph in graphs.values():
+        for _, payload in par_dos(graph):
+            pickled = pickle_of(payload)
+            assert pickler.loads(payload.do_fn.payload)
+            assert b"__main__" not in pickled, pickled
+
+
+def test_nothing_is_unbounded_and_everything_is_in_one_window(graphs):
+    for graph in graphs.values():
+        for collection in graph.components.pcollections.values():
+            assert collection.is_bounded == proto.IsBounded.BOUNDED
+            windowing = graph.components.windowing_strategies[collection.windowing_strategy_id]
+            assert windowing.window_fn.urn == common_urns.global_windows.urn
+
+
+def test_side_inputs_are_single_values(graphs):
+    found = set()
+    for graph in graphs.values():
+        made_by = {
+            collection: transform.unique_name.split("/")[0]
+            for transform in graph.components.transforms.values()
+            for collection in transform.outputs.values()
+        }
+        for transform, payload in par_dos(graph):
+            if transform.unique_name.split("/")[0] in ("Scan", "Commit"):
+                found |= {made_by[transform.inputs[tag]] for tag in payload.side_inputs}
+    assert found == ONE_VALUE
+
+
+def test_the_graph_does_not_grow_with_the_rows(graphs):
+    assert graphs["mine of 10^9 rows"].ByteSize() < DATAFLOW_LIMIT / 50
+
+
+def test_items_listed_by_a_worker_cover_all_anchors_and_columns():
+    job_ = mine.Job(run_dir=Path("/run"), round=0, rule=selection.Rule(pick="nearest"))
+    anchors, blocks = 5000, 130
+    size = mine.ITEM_BLOCKS * selection.ANCHOR_BLOCK
+    covered = {
+        (item.number, column)
+        for item in mine.work_items(job_, anchors, blocks)
+        for column in range(item.first_column, item.last_column)
+    }
+    assert covered == {(n, c) for n in range(-(-anchors // size)) for c in range(blocks)}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--runner=PortableRunner"], "--job_endpoint"),
+        (["--runner=PortableRunner", "--job_endpoint=localhost:1"], "answers at --job_endpoint localhost:1"),
+        (["--runner=PortableRunner", "--job_endpoint=nonsense"], "--job_endpoint nonsense"),
+        (["--runner=FlinkRunner"], "Install a Java 17 runtime"),
+        (["--runner=SparkRunner"], "Install a Java 17 runtime"),
+        (["--runner=DataflowRunner"], "apache-beam[gcp]"),
+    ],
+)
+def test_an_engine_that_is_missing_is_named(options, said, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(records.InputError, match=re.escape(said)):
+        job.beam_options(options)
+
+
+def test_options_come_from_a_file(digits, tmp_path, capsys):
+    (tmp_path / "engine.args").write_text("--runner=PortableRunner\n--job_endpoint=localhost:1\n")
+    for module, source in ((ingest, ["--source", "digits"]), (mine, [])):
+        code = command.once(module.main, ["--run_dir", str(digits), *source, f"@{tmp_path / 'engine.args'}"])
+        assert code == 4
