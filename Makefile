@@ -72,6 +72,9 @@ demo: .venv/installed ## three rounds on Omniglot and their report: OMNIGLOT=FOL
 	@$(PY) -m pipeline.report --run_dir runs/demo
 	@echo "open $(CURDIR)/runs/demo/index.html"
 
+doctor: .venv/installed ## check the machine and RUN_DIR: versions, devices, disk, corpus, rounds
+	@$(PY) -m pipeline.doctor --run_dir "$(RUN_DIR)" $(ARGS)
+
 test: .venv/installed ## the tests but the slow ones
 	$(PY) -m pytest -m "not slow" $(ARGS)
 

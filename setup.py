@@ -1,12 +1,13 @@
 from setuptools import setup
 
+COMMANDS = ("ingest", "mine", "embed", "rounds", "records", "report", "doctor", "train", "evaluate")
+
 setup(
     name="triplet-miner",
     version="0.1.0",
     description="Hard and semi-hard triplets, mined exactly over the whole corpus, for TensorFlow",
     packages=["pipeline", "trainer"],
     package_data={"pipeline": ["templates/*"]},
-    entry_points={"console_scripts": ["triplet-miner-worker = pipeline.sdk_worker:main"]},
     python_requires=">=3.11",
     install_requires=[
         "apache-beam>=2.70,<3",
@@ -15,6 +16,7 @@ setup(
         "jinja2>=3.1",
         "numba>=0.60",
         "numpy>=1.26,<3",
+        "packaging>=23",
         "pillow>=10",
         "pyarrow>=14",
         "rich>=13",
@@ -25,6 +27,12 @@ setup(
         "threadpoolctl>=3.5",
         "universal-pathlib>=0.2.6",
     ],
+    entry_points={
+        "console_scripts": [
+            *(f"triplet-{name} = pipeline.command:console" for name in COMMANDS),
+            "triplet-miner-worker = pipeline.sdk_worker:main",
+        ]
+    },
     extras_require={
         "bench": ["faiss-cpu>=1.9", "matplotlib>=3.9"],
         "gs": ["gcsfs>=2024.6"],

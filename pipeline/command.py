@@ -12,8 +12,10 @@
 """
 
 import argparse
+import difflib
 import fcntl
 import gc
+import importlib
 import json
 import logging
 import os
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -51,14 +53,47 @@ class Locked(InputError):
     """Another process works in the run directory."""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """One line for most options: short names for their values, and room for both."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X", storage.location: "DIR"}.get(action.type, "TEXT")  # type: ignore[arg-type]
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of one of our commands; an option that there is none of is met with the one that was meant."""
+
+    def __init__(self, module: str, usage: str, description: str, **options: Any):
+        super().__init__(
+            prog=f"python -m {module}", usage=f"%(prog)s {usage}", description=description, allow_abbrev=False,
+            formatter_class=_Help, **options,
+        )  # fmt: skip
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(unknown_option(rest[0], self.option_names()))
+        return arguments
+
+    def option_names(self) -> list[str]:
+        return list(self._option_string_actions)
+
+
+def unknown_option(found: str, known: Iterable[str]) -> str:
+    """What to say of an option that there is none of."""
+    near = difflib.get_close_matches(found.partition("=")[0], known, 1)
+    return f"unknown option {found}; " + (f"did you mean {near[0]}?" if near else "--help lists what there is")
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("in a schedule")
     group.add_argument(
         "--summary_json", type=storage.location, metavar="FILE", help="write exit code, counts and times there"
     )
-    group.add_argument(
-        "--deadline", metavar="TIME", help="stop before it with exit code 3, progress kept: 06:30, 2030-01-31T06:30"
-    )
+    group.add_argument("--deadline", metavar="TIME", help="stop before it, progress kept: 06:30, 2030-01-31T06:30")
 
 
 def begin(arguments: argparse.Namespace) -> None:
@@ -292,6 +327,18 @@ def once(main: Callable[[list[str]], int], argv: list[str]) -> int:
         log.error("%s", message)
     _finish(code, message)
     return code
+
+
+COMMANDS = {
+    "ingest": "pipeline.ingest", "mine": "pipeline.mine", "embed": "pipeline.embed", "rounds": "pipeline.rounds",
+    "records": "pipeline.records", "report": "pipeline.report", "doctor": "pipeline.doctor", "train": "trainer.train",
+    "evaluate": "trainer.evaluate",
+}  # fmt: skip
+
+
+def console() -> None:
+    """`triplet-mine` and the others: which it is, the name says under which it was started."""
+    run(importlib.import_module(COMMANDS[Path(sys.argv[0]).stem.removeprefix("triplet-")]).main)
 
 
 def run(main: Callable[[list[str]], int]) -> None:

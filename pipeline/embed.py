@@ -5,7 +5,6 @@
 writes the embeddings with their ids and labels, for an index of vectors or whatever else takes them.
 """
 
-import argparse
 import csv
 import functools
 import zipfile
@@ -236,13 +235,15 @@ def embed_splits(embedder: Embedder, corpus: Corpus, splits: Sequence[str]) -> C
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.embed",
-        description="Write embeddings with their ids and labels: .npy (and .csv beside it), .npz or .parquet.",
+    parser = command.Parser(
+        "pipeline.embed", "--run_dir DIR --out FILE [options]", "Write embeddings with their ids and labels."
     )
-    parser.add_argument("--run_dir", type=storage.location, required=True)
-    parser.add_argument("--out", type=storage.location, required=True, metavar="FILE", help=", ".join(WRITERS))
-    parser.add_argument("--split", choices=records.SPLITS, help="(all three)")
+    parser.add_argument("--run_dir", type=storage.location, required=True, help="with the corpus and the rounds")
+    parser.add_argument(
+        "--out", type=storage.location, required=True, metavar="FILE",
+        help="ends in .npy (ids and labels in a .csv beside it), .npz or .parquet",
+    )  # fmt: skip
+    parser.add_argument("--split", choices=records.SPLITS, help="which rows (all)")
     parser.add_argument("--round", type=int, help="whose checkpoint (the newest)")
     command.add_options(parser)
     arguments = parser.parse_args(argv)

@@ -405,18 +405,18 @@ def summary(manifest: dict[str, Any], run_dir: Path) -> str:
 
 
 def main(argv: list[str]) -> int:
-    sources = "; ".join(f"{n}{':' + s.argument if s.argument else ''} ({s.help})" for n, s in SOURCES.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.ingest",
-        description="Turn a source into corpus shards. Flags of Apache Beam pass through.",
-        allow_abbrev=False,
+    parser = command.Parser(
+        "pipeline.ingest", "--run_dir DIR --source SOURCE [options, also Apache Beam's]", "Make a corpus of a source.",
         fromfile_prefix_chars="@",
     )
-    parser.add_argument("--run_dir", type=storage.location, required=True)
-    parser.add_argument("--source", required=True, help=sources)
-    parser.add_argument("--validation_share", type=float, default=0.1, help="held out for choices (0.1)")
-    parser.add_argument("--eval_share", type=float, default=0.2, help="held out for reports (0.2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    parser.add_argument("--run_dir", type=storage.location, required=True, help="where the corpus goes")
+    parser.add_argument("--source", required=True, help="one of those below")
+    named = [(name + (f":{s.argument}" if s.argument else ""), s.help) for name, s in SOURCES.items()]
+    parser.add_argument_group("sources", "\n".join(f"{name:<29} {text}" for name, text in named))
+    split = parser.add_argument_group("what is held out")
+    split.add_argument("--validation_share", type=float, default=0.1, help="for choices (0.1)")
+    split.add_argument("--eval_share", type=float, default=0.2, help="for reports (0.2)")
+    split.add_argument("--seed", type=int, default=0, help="of the split (0)")
     parser.add_argument("--max_rejected", type=float, default=0.1, help="share of bad examples that is too much (0.1)")
     command.add_options(parser)
     arguments, rest = parser.parse_known_args(argv)
@@ -428,7 +428,7 @@ def main(argv: list[str]) -> int:
         raise InputError("--validation_share and --eval_share leave nothing to train on")
     if not 0 <= arguments.max_rejected <= 1:
         raise InputError(f"--max_rejected must be in [0, 1]; found {arguments.max_rejected}")
-    options = job.beam_options(rest)
+    options = job.beam_options(rest, parser.option_names())
     with command.hold(arguments.run_dir, "ingest"):
         return ingest_once(arguments, options)
 

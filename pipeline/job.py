@@ -1,5 +1,6 @@
 """Running a Beam graph from a command: its options, its workers' errors and what they counted."""
 
+import difflib
 import logging
 import re
 import shutil
@@ -25,19 +26,26 @@ _DISK_ERROR = re.compile(r"(?:OSError|PermissionError|FileNotFoundError): (.*?)(
 _WORKER_ERROR = re.compile(r"InputError: (.*?)(?: \[while running|\n|$)", re.DOTALL)
 
 
-def beam_options(arguments: list[str]) -> PipelineOptions:
-    """Beam's own options. The in-process runner is named: DirectRunner would first try to download another."""
+def beam_options(arguments: list[str], ours: Sequence[str] = ()) -> PipelineOptions:
+    """Beam's own options. The in-process runner is named: DirectRunner would first try to download another.
+
+    ours: the names of the command's own options, for what was meant by one that is neither's.
+    """
+    # What goes wrong comes back as an exception; Beam would print it a first time, in fifty lines.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     if not any(argument.startswith("--runner") for argument in arguments):
         arguments = ["--runner=FnApiRunner", *arguments]
     options = PipelineOptions(arguments)
-    if options.get_all_options()["runner"] not in JOB_SERVERS:
-        known, value_may_follow = PipelineOptions([]).get_all_options(), False
-        for argument in arguments:
-            name, equals, _ = argument.removeprefix("--").removeprefix("no_").partition("=")
-            understood = name in known if argument.startswith("--") else value_may_follow
-            if not understood:
-                raise InputError(f"unknown option {argument}. --help lists ours; Beam's own are in its documentation.")
-            value_may_follow = argument.startswith("--") and not equals
+    serves = options.get_all_options()["runner"] in JOB_SERVERS
+    known, value_may_follow = PipelineOptions([]).get_all_options(), False
+    for argument in arguments:
+        name, equals, _ = argument.removeprefix("--").removeprefix("no_").partition("=")
+        understood = name in known if argument.startswith("--") else value_may_follow
+        if serves and not understood:  # of these only what all but names one of ours can be told to be wrong
+            understood = not difflib.get_close_matches(argument.partition("=")[0], ours, 1, 0.85)
+        if not understood:
+            raise InputError(command.unknown_option(argument, [*ours, *(f"--{name}" for name in known)]))
+        value_may_follow = argument.startswith("--") and not equals
     _check_engine(options)
     return options
 
@@ -109,8 +117,6 @@ def table(worked: Sequence[Worked]) -> list[str]:
 
 def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> list[Worked]:
     """Builds and runs a graph, and waits for it. A worker's InputError comes back as one."""
-    # What goes wrong comes back as the exception below; Beam would print it a first time, in fifty lines.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
         pipeline = beam.Pipeline(options=options)
         graph(pipeline)

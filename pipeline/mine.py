@@ -637,13 +637,11 @@ def parse_shares(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.mine",
-        description="Mine the newest checkpoint's round. Flags of Apache Beam (--runner ...) pass through.",
-        allow_abbrev=False,
+    parser = command.Parser(
+        "pipeline.mine", "--run_dir DIR [options, also Apache Beam's]", "Mine the newest checkpoint's round.",
         fromfile_prefix_chars="@",
     )
-    parser.add_argument("--run_dir", type=storage.location, required=True)
+    parser.add_argument("--run_dir", type=storage.location, required=True, help="with the corpus and the rounds")
     what = parser.add_argument_group("what a triplet is")
     what.add_argument("--negatives", default="semi-hard", help="kinds with shares: semi-hard:3,hard:1 (semi-hard)")
     what.add_argument(
@@ -663,7 +661,7 @@ def main(argv: list[str]) -> int:
     command.add_options(parser)
     arguments, rest = parser.parse_known_args(argv)
     command.begin(arguments)
-    options = job.beam_options(rest)
+    options = job.beam_options(rest, parser.option_names())
     run_dir = arguments.run_dir
     corpus = records.open_corpus(run_dir)
     number = records.newest_round(run_dir, records.checkpoint_path)

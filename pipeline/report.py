@@ -5,7 +5,6 @@
 Pages stand alone: no script, no network, pictures inside. All they say is read from the run directory.
 """
 
-import argparse
 import csv
 import functools
 import json
@@ -593,8 +592,8 @@ def corpus_facts(corpus: Corpus) -> list[tuple[str, str]]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--run_dir", type=storage.location, required=True)
+    parser = command.Parser("pipeline.report", "--run_dir DIR [options]", __doc__.splitlines()[0])
+    parser.add_argument("--run_dir", type=storage.location, required=True, help="with the corpus and the rounds")
     parser.add_argument("--round", type=int, nargs="+", help="whose report (every mined round's)")
     parser.add_argument("--packs", type=int, help="read at most so many packs of a round (what takes about a second)")
     command.add_options(parser)

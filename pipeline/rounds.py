@@ -31,8 +31,8 @@ class StepFailed(Exception):
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.rounds", description=__doc__.splitlines()[0])
-    parser.add_argument("--run_dir", type=storage.location, required=True)
+    parser = command.Parser("pipeline.rounds", "--run_dir DIR [options]", __doc__.splitlines()[0])
+    parser.add_argument("--run_dir", type=storage.location, required=True, help="with the corpus and the rounds")
     parser.add_argument("--rounds", type=int, default=3, help="how many to train, at most (3)")
     parser.add_argument("--patience", type=int, help="end after so many rounds without a better validation MAP@R")
     parser.add_argument("--overlap", action="store_true", help="mine and train side by side")

@@ -14,6 +14,7 @@ Rows are ordered by label, so the anchor's own class is one range of rows to lea
 """
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -810,3 +811,48 @@ def select_within(
         rule.key(f"pack-negative/{pack}"),
     )
     return chosen, 2 - 2 * scores, {"skipped": int(skipped), "guarded": int(guarded)}
+
+
+# ---- In memory. ----
+
+
+def mine_arrays(
+    embeddings: np.ndarray, labels: np.ndarray, rule: Rule | None = None, threads: int = 0
+) -> tuple[Triplets, dict[str, int]]:
+    """Mines arrays, without files: every row is an anchor, every other row a candidate.
+
+    Given rows in the order of a run directory's train split, these are the triplets of scope corpus that
+    `pipeline.mine` selects with the same rule.
+
+    Args:
+      embeddings: numbers [n, dim], L2-normalised here. labels: [n], of any type that NumPy sorts.
+      threads: 0 for as many as there are cores.
+    Returns:
+      Triplets whose anchor, positive and negative are positions in the arrays given, and the counts of `choose`.
+    Raises:
+      ValueError: for a shape that is not as above, and for a row that is zero or not finite.
+    """
+    rule, labels = rule or Rule(), np.asarray(labels)
+    if np.ndim(embeddings) != 2 or labels.shape != np.shape(embeddings)[:1]:
+        raise ValueError(f"expected embeddings [n, dim] and labels [n]; found {np.shape(embeddings)}, {labels.shape}")
+    norm = np.linalg.norm(np.asarray(embeddings, np.float64), axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(norm[:, 0]) & (norm[:, 0] > 0)))
+    if len(bad):
+        raise ValueError(f"{len(bad)} embeddings are zero or not finite: rows {bad[:5].tolist()}")
+    order = np.argsort(labels, kind="stable")  # a class is a range of rows
+    rows = np.arange(len(order))
+    corpus = Block(row=rows, embedding=to_grid((embeddings / norm)[order].astype(np.float32)))
+    own = np.stack([np.searchsorted(labels[order], labels[order], side) for side in ("left", "right")], axis=1)
+    positive = draw_positives(rule, rows, own)
+    pairs = make_pairs(rule, corpus, own, positive, corpus.embedding[np.where(positive >= 0, positive, rows[:, None])])
+    blocks = column_blocks(len(rows))
+    dealt = column_block_of(rule, rows, blocks)
+    columns = [corpus.take(dealt == number) for number in range(blocks)]
+    threads = threads or os.cpu_count() or 1
+    if rule.pick == "random":
+        found = scan_random(rule, pairs, 0, columns.__getitem__, blocks, threads)
+    else:
+        found = scan_nearest(rule, pairs, columns, threads)
+    chosen, counts = choose(rule, pairs, found)
+    sides = {side: order[getattr(chosen, side)] for side in ("anchor", "positive", "negative")}
+    return replace(chosen, **sides), counts

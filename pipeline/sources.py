@@ -1,7 +1,7 @@
 """Where a corpus comes from: a dict of sources, each a list of parts and a way to stream one part's examples.
 
-A part is a small picklable value that names some of the source; a Beam worker reads it on its own. No function here
-holds more of a source than its keys and the part it reads.
+A part is a small picklable value that names some of the source, by absolute paths; a Beam worker reads it on its own.
+No function here holds more of a source than its keys and the part it reads.
 """
 
 import csv
@@ -148,7 +148,7 @@ def _image_files(directory: str) -> list[Path]:
 def _image_parts(directory: str) -> list[Any]:
     # As bytes: Beam's coders refuse what is not UTF-8.
     names = [os.fsencode(p.relative_to(directory)) for p in _image_files(directory)]
-    return [(directory, names[i : i + 256]) for i in range(0, len(names), 256)]
+    return [(os.path.abspath(directory), names[i : i + 256]) for i in range(0, len(names), 256)]
 
 
 def _read_images(part: tuple[str, list[bytes]]) -> Iterator[Example | Rejected]:
@@ -278,7 +278,8 @@ def _array_parts(path: str) -> list[Any]:
     npz = _open_npz(path)
     npz.check()
     step = npz.part_rows
-    return [(path, start, min(start + step, npz.shape[0])) for start in range(0, npz.shape[0], step)]
+    place = os.path.abspath(path)
+    return [(place, start, min(start + step, npz.shape[0])) for start in range(0, npz.shape[0], step)]
 
 
 def _array_kind(path: str) -> str:
@@ -333,7 +334,7 @@ def _fashion_mnist_parts(directory: str) -> list[Any]:
     parts = []
     for name in ("train", "t10k"):
         labels = _read_idx(Path(directory, f"{name}-labels-idx1-ubyte"))
-        parts += [(directory, name, start) for start in range(0, len(labels), PART_ROWS)]
+        parts += [(os.path.abspath(directory), name, start) for start in range(0, len(labels), PART_ROWS)]
     return parts
 
 
@@ -444,7 +445,7 @@ def _files(source: str, pattern: str) -> list[tuple[Path, str]]:
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     if not paths:
         raise InputError(f"{source}:{pattern}: no such file, and none that matches.")
-    return [(Path(path), os.path.relpath(path, root or ".")) for path in paths]
+    return [(Path(path).absolute(), os.path.relpath(path, root or ".")) for path in paths]
 
 
 def _table_files(source: str) -> Callable[[str], list[Path] | None]:
@@ -662,7 +663,7 @@ def _tfds_open(argument: str) -> tuple[Any, dict[str, str], Path]:
     """The data set's reader, its fields and where it is prepared. Nothing is downloaded."""
     name, fields = split_fields("tfds", argument, ["data_dir"])
     root = fields.pop("data_dir", None) or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    directory = Path(root).expanduser() / name.replace(":", "/")
+    directory = Path(root).expanduser().absolute() / name.replace(":", "/")
     prepared = [path.parent for path in directory.glob("**/dataset_info.json")]
     if not prepared:
         raise InputError(
@@ -722,28 +723,28 @@ SOURCES = {
     ),
     "images": Source(
         kind=lambda _: "image", parts=_image_parts, read=_read_images, files=_image_files, argument="DIR",
-        help="one folder a class, PNG or JPEG; nested folders make the class name",
+        help="one folder a class, PNG or JPEG; nested folders make its name",
     ),
     "csv": Source(
         kind=_table_kind("csv"), parts=_csv_parts, read=_read_csv, files=_table_files("csv"),
-        argument="FILE,label=COLUMN", help="columns path (of images), text or vector; label; id, group",
+        argument="FILE,label=COLUMN", help="text=, path= (of images) or vector=, label=, id=, group= COLUMN",
     ),
     "parquet": Source(
         kind=_table_kind("parquet"), parts=_parquet_parts, read=_read_parquet, files=_table_files("parquet"),
-        argument="FILE,label=COLUMN", help="the same, or image (bytes)",
+        argument="FILE,label=COLUMN", help="the same, or image= (encoded bytes)",
     ),
     "tfrecord": Source(
         kind=_table_kind("tfrecord"), parts=_tfrecord_parts, read=_read_tfrecord, files=_table_files("tfrecord"),
-        argument="GLOB,label=FEATURE", help="tf.Examples with image, text or vector; others pass through",
+        argument="GLOB,label=FEATURE", help="image=, text= or vector=; other features pass through",
     ),
     "tfds": Source(
         kind=lambda argument: FIELDS[next(iter(_tfds_open(argument)[1]))], parts=_tfds_parts, read=_read_tfds,
         files=lambda argument: sorted(path for path in _tfds_open(argument)[2].iterdir() if path.is_file()),
-        argument="NAME,label=FEATURE", help="prepared on disk by tensorflow-datasets",
+        argument="NAME,label=FEATURE", help="prepared on disk by tensorflow-datasets; data_dir=",
     ),
     "arrays": Source(
         kind=_array_kind, parts=_array_parts, read=_read_arrays, files=lambda path: [Path(path)],
-        argument="FILE.npz", help="images or vectors, labels; ids, groups",
+        argument="FILE.npz", help="images or vectors, labels, and if you like ids, groups",
     ),
     "fashion_mnist": Source(
         kind=lambda _: "image", parts=_fashion_mnist_parts, read=_read_fashion_mnist, argument="DIR",

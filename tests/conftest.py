@@ -70,12 +70,5 @@ def marked(tmp_path_factory) -> Path:
 
 
 def read_packs(run_dir: Path, number: int = 0) -> list[dict]:
-    """Every pack of a mined round, through its manifest."""
-    corpus = records.open_corpus(run_dir)
-    manifest = records.open_triplets(run_dir, number, corpus)
-    directory = records.manifest_path(run_dir, number).parent
-    return [
-        records.parse_example(record)
-        for shard in manifest["shards"]
-        for record in records.read_records(directory / shard["file"])
-    ]
+    """Every pack of a mined round."""
+    return list(records.read_packs(run_dir, number))

@@ -338,9 +338,13 @@ def loop(run, source):
     return found[0], found[1], found[3]
 
 
-def test_banking77_and_omniglot_end_to_end(tmp_path):
+def test_banking77_end_to_end(tmp_path):
     untrained, _, trained = loop(tmp_path / "texts", f"csv:{DATA / 'banking77.csv'},label=category")
     assert trained > untrained
+
+
+@pytest.mark.slow
+def test_omniglot_end_to_end(tmp_path):
     with zipfile.ZipFile(DATA / "omniglot.zip") as file:
         file.extractall(tmp_path / "omniglot")
     untrained, _, trained = loop(tmp_path / "images", f"images:{tmp_path / 'omniglot'}")

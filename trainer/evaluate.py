@@ -3,7 +3,6 @@
 python -m trainer.evaluate --run_dir D [--round K ...]
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +165,10 @@ def _cell(value: float | None, spread: float | None) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--run_dir", type=storage.location, required=True)
+    parser = command.Parser("trainer.evaluate", "--run_dir DIR [options]", __doc__.splitlines()[0])
+    parser.add_argument("--run_dir", type=storage.location, required=True, help="with the corpus and the rounds")
     parser.add_argument("--round", type=int, nargs="+", help="whose checkpoints (the newest)")
-    parser.add_argument("--split", choices=records.SPLITS, default="eval")
+    parser.add_argument("--split", choices=records.SPLITS, default="eval", help="which rows (eval)")
     parser.add_argument("--pixels", action="store_true", help="also the payload itself, by cosine")
     parser.add_argument("--retrieval_only", action="store_true", help="no verification, no linear probe")
     parser.add_argument("--nmi", action="store_true", help="also normalised mutual information with k-means clusters")

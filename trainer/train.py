@@ -422,30 +422,29 @@ def line_of_epoch(epoch: int, done: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--run_dir", type=storage.location, required=True)
+    parser = command.Parser("trainer.train", "--run_dir DIR [--init | --online] [options]", __doc__.splitlines()[0])
+    parser.add_argument("--run_dir", type=storage.location, required=True, help="with the corpus and the rounds")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--init", action="store_true", help="write round 0's checkpoint with seeded weights")
     mode.add_argument("--online", action="store_true", help="warm up round 0's checkpoint on in-batch triplets")
-    parser.add_argument(
-        "--model", help="with --init: package.module:function (see trainer/models.py), or a .keras file"
-    )
-    parser.add_argument("--normalize", action="store_true", help="with --init: end the network with UnitNormalization")
-    parser.add_argument("--steps", type=int, help="with --online (one pass over the train split)")
-    parser.add_argument("--margin", type=float, help="with --online; a mined round has its own (0.2)")
-    parser.add_argument("--epochs", type=int, help="passes over a mined round's packs, at most (1)")
-    parser.add_argument("--min_active", type=float, help="end the round when fewer of its triplets are active (0)")
-    parser.add_argument(
-        "--newest", action="store_true",
-        help="train the newest checkpoint on the newest mined round, though another checkpoint mined it",
-    )  # fmt: skip
-    parser.add_argument("--loss", choices=list(losses.LOSSES), help="trainer/losses.py has the formulas (triplet)")
-    parser.add_argument("--batch_rows", type=int, default=128, help="images a batch and device (128)")
-    parser.add_argument("--mixed_precision", action="store_true", help="layers in bfloat16 (GPUs from Ampere on)")
-    parser.add_argument("--jit", action="store_true", help="compile the step with XLA")
+    first = parser.add_argument_group("with --init")
+    first.add_argument("--model", help="package.module:function (see trainer/models.py), or a .keras file")
+    first.add_argument("--normalize", action="store_true", help="end the network with UnitNormalization")
+    warm_up = parser.add_argument_group("with --online")
+    warm_up.add_argument("--steps", type=int, help="of 128 rows (as many as one pass over the train split has)")
+    warm_up.add_argument("--margin", type=float, help="a mined round has its own (0.2)")
+    mined = parser.add_argument_group("on a mined round")
+    mined.add_argument("--epochs", type=int, help="passes over its packs, at most (1)")
+    mined.add_argument("--min_active", type=float, help="end when a smaller share of its triplets is active (0)")
+    mined.add_argument("--newest", action="store_true", help="train the newest checkpoint, though another mined it")
+    mined.add_argument("--loss", choices=list(losses.LOSSES), help="formulas in trainer/losses.py (triplet)")
+    mined.add_argument("--mixed_precision", action="store_true", help="layers in bfloat16 (GPUs from Ampere on)")
+    mined.add_argument("--jit", action="store_true", help="compile the step with XLA")
+    step = parser.add_argument_group("always")
+    step.add_argument("--batch_rows", type=int, default=128, help="images a batch and device (128)")
     # On Omniglot small1, three rounds after a short warm-up ended at MAP@R .69 with 3e-3 and .71 with 1e-3.
-    parser.add_argument("--learning_rate", type=float, help="of Adam, at its peak (0.001; 0.003 with --online)")
-    parser.add_argument("--seed", type=int, default=0)
+    step.add_argument("--learning_rate", type=float, help="of Adam, at its peak (0.001; 0.003 with --online)")
+    step.add_argument("--seed", type=int, default=0, help="of weights and batches (0)")
     command.add_options(parser)
     arguments = parser.parse_args(argv)
     command.begin(arguments)
@@ -454,9 +453,9 @@ def main(argv: list[str]) -> int:
             raise InputError(f"--{name} must be above 0; found {getattr(arguments, name)}")
     if not 0 <= (arguments.min_active or 0) < 1:
         raise InputError(f"--min_active must be in [0, 1); found {arguments.min_active}")
-    warm_up = ("steps", "margin")
-    for name in (*warm_up, "epochs", "min_active", "newest", "loss", "mixed_precision", "jit"):
-        if getattr(arguments, name) and (arguments.init or arguments.online != (name in warm_up)):
+    online_only = ("steps", "margin")
+    for name in (*online_only, "epochs", "min_active", "newest", "loss", "mixed_precision", "jit"):
+        if getattr(arguments, name) and (arguments.init or arguments.online != (name in online_only)):
             raise InputError(f"--{name} does nothing here; --help says what it goes with")
     arguments.margin = 0.2 if arguments.margin is None else arguments.margin
     arguments.epochs = arguments.epochs or 1
