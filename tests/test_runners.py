@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,15 +48,32 @@ def expected(corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def job_service():
-    """Beam's local job service on a port of its own."""
+def wheel(tmp_path_factory):
+    """A directory with our packages from a wheel that setup.py makes, as a worker's image would have them."""
+    root, directory = Path(__file__).parents[1], tmp_path_factory.mktemp("wheel")
+    for name in ("pipeline", "trainer"):
+        shutil.copytree(root / name, directory / "source" / name)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(root / name, directory / "source")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["--no-deps", "--no-build-isolation", "--wheel-dir", directory, directory / "source"]
+    subprocess.run([*pip, "wheel", *build], check=True)
+    installed = directory / "installed"
+    subprocess.run([*pip, "install", "--no-deps", "--target", installed, *directory.glob("*.whl")], check=True)
+    return installed
+
+
+@pytest.fixture(scope="module")
+def job_service(tmp_path_factory):
+    """Beam's local job service on a port of its own, in a directory without our sources."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     module = "apache_beam.runners.portability.local_job_service_main"
     service = subprocess.Popen(
-        [sys.executable, "-m", module, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        [sys.executable, "-m", module, "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path_factory.mktemp("service"),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while True:
         with socket.socket() as probe:
@@ -81,13 +99,17 @@ def test_two_worker_processes(corpus, expected, tmp_path, pick):
     assert digest(run, "--pick", pick, "--runner=FnApiRunner", *two) == expected[pick]
 
 
-def test_portable_runner_with_workers_in_processes_of_their_own(corpus, expected, tmp_path, job_service):
+def test_portable_runner_with_workers_from_the_wheel(corpus, expected, tmp_path, job_service, wheel):
+    """Workers in processes of their own; the runner starts them through a shell, where the job service is."""
     run = shutil.copytree(corpus, tmp_path / "run")
+    where = f"PYTHONPATH={wheel} {sys.executable} -c 'import pipeline.mine as m; print(m.__file__)'"
+    imported = subprocess.run(where, shell=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert imported.strip() == str(wheel / "pipeline" / "mine.py")
     portable = [
         "--runner=PortableRunner",
         f"--job_endpoint=localhost:{job_service}",
         "--environment_type=beam:env:harness_subprocess_python:v1",
-        f"--environment_config={sys.executable} -m apache_beam.runners.worker.sdk_worker_main",
+        f"--environment_config=PYTHONPATH={wheel} {sys.executable} -m apache_beam.runners.worker.sdk_worker_main",
     ]
     assert digest(run, *portable) == expected["random"]
 
