@@ -31,6 +31,10 @@ SUSPECTS = 24  # shown; the file has all
 SUSPECT_COLUMNS = (
     "id", "label", "looks_like", "row", "copy", "neighbours", "own", "other", "d_own", "d_other", "anchors",
 )  # fmt: skip
+METRICS = {
+    "map_at_r": "MAP@R", "r_precision": "R-precision", "mean_distance": "mean distance", "roc_auc": "ROC AUC",
+    "val_at_far_1e-3": "VAL at FAR 1e-3", "accuracy_10_fold": "10-fold accuracy", "nmi": "NMI",
+}  # fmt: skip
 ENDED = {
     "epochs": "ran all its epochs", "min_active": "ended when few of its triplets were active",
     "validation": "ended when validation did not rise",
@@ -127,20 +131,23 @@ def _words(name: str) -> str:
 def _metric(name: str) -> str:
     if name.startswith("recall_at_"):
         return f"R@{name.removeprefix('recall_at_')}"
-    return {"map_at_r": "MAP@R", "mean_distance": "mean distance"}.get(name, _words(name))
+    return METRICS.get(name, _words(name))
 
 
 def quality(found: Iterable[tuple[str, str, dict[str, Any]]]) -> dict[str, Any]:
-    """Evaluations as a table, whatever numbers they hold. found: (checkpoint, split, evaluation)."""
+    """Evaluations as a table, whatever numbers they hold; NAME_std stands with NAME. found: (checkpoint, split, it)."""
     listed = [entry for entry in found if entry[2]]
     names = [n for _, _, e in listed for n, v in e.items() if isinstance(v, int | float) and not isinstance(v, bool)]
-    columns = list(dict.fromkeys(names))
+    columns = [name for name in dict.fromkeys(names) if name.removesuffix("_std") not in set(names) - {name}]
 
-    def shown(value: Any) -> str:
-        return "–" if not isinstance(value, int | float) else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    def shown(evaluation: dict[str, Any], name: str) -> str:
+        value, std = evaluation.get(name), evaluation.get(f"{name}_std")
+        if not isinstance(value, int | float):
+            return "–"
+        return (f"{value:,}" if isinstance(value, int) else f"{value:.3f}") + ("" if std is None else f" ± {std:.3f}")
 
     rows = [
-        {"checkpoint": checkpoint, "split": split, "cells": [shown(evaluation.get(n)) for n in columns]}
+        {"checkpoint": checkpoint, "split": split, "cells": [shown(evaluation, name) for name in columns]}
         for checkpoint, split, evaluation in listed
     ]
     return {"names": [_metric(name) for name in columns], "rows": rows}

@@ -304,6 +304,7 @@ def test_the_index_takes_numbers_it_has_not_heard_of(mined, tmp_path):
         "format": "f",
         "checkpoint_digest": digest,
         "opis": 0.125,
+        "opis_std": 0.03125,
         "pairs": 1234,
         "by_class": {"a": 1},
         "nothing": None,
@@ -313,7 +314,7 @@ def test_the_index_takes_numbers_it_has_not_heard_of(mined, tmp_path):
         records.round_dir(run, 0) / "evaluation-validation.json", {**told, "checkpoint_digest": "another's"}
     )
     assert report.main(["--run_dir", str(run)]) == 0
-    assert Page(run / "index.html").text["quality"].strip().endswith("opis pairs round 0’s eval 0.125 1,234")
+    assert Page(run / "index.html").text["quality"].strip().endswith("opis pairs round 0’s eval 0.125 ± 0.031 1,234")
 
 
 def test_the_report_of_a_run_that_is_on_no_disk(mined):
