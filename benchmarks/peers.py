@@ -91,7 +91,9 @@ def metric_learning(vectors: np.ndarray, label: np.ndarray, miner: str, rows: in
 
     rng = np.random.default_rng(0)
     classes = rng.permutation(np.unique(label))
-    batch = np.concatenate([np.flatnonzero(label == c)[:20] for c in classes[: -(-rows // 20)]])[:rows]
+    each = max(20, -(-rows // len(classes)))
+    batch = np.concatenate([np.flatnonzero(label == c)[:each] for c in classes[: -(-rows // each)]])[:rows]
+    assert len(batch) == rows
     squared = LpDistance(normalize_embeddings=True, p=2, power=2)  # distances as ours
     if miner == ALL_TRIPLETS:
         made: Any = miners.TripletMarginMiner(MARGIN, "semihard", distance=squared)
