@@ -24,6 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -68,8 +69,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, module: str, usage: str, description: str, **options: Any):
         super().__init__(
-            prog=f"python -m {module}", usage=f"%(prog)s {usage}", description=description, allow_abbrev=False,
-            formatter_class=_Help, **options,
+            prog=f"python -m {module}", usage=f"%(prog)s {usage}", description=textwrap.fill(description, 98),
+            allow_abbrev=False, formatter_class=_Help, **options,
         )  # fmt: skip
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import command
 from test_ingest import ingested
 from test_sources import DATA
 
@@ -117,8 +116,7 @@ def test_a_keras_file_is_round_0s_checkpoint(digits, tmp_path):
     model.save(path)
     run = shutil.copytree(digits, tmp_path / "run")
     shutil.rmtree(run / "rounds")
-    done = command("trainer.train", "--run_dir", run, "--init", "--model", path)
-    assert done.returncode == 0, done.stderr
+    assert train.main(["--run_dir", str(run), "--init", "--model", str(path)]) == 0
     found = records.load_checkpoint(records.checkpoint_path(run, 0))
     assert records.checkpoint_digest(found) == records.checkpoint_digest(model)
     assert mine.main(["--run_dir", str(run), "--anchors", "50"]) == 0
