@@ -92,7 +92,8 @@ test-faults: .venv/installed $(FASHION_MNIST) ## kill -9 at 54 instants, and eve
 FLINK := .venv/flink-$(FLINK_VERSION)
 FLINK_WITH = --libraries $(FLINK)/pyflink/lib --jar "$(FLINK_JOB_SERVER_JAR)"
 
-$(FLINK): .venv/installed
+$(FLINK): | .venv/installed
+	@rm -rf $@.part
 	@echo "fetching Flink $(FLINK_VERSION): about 310 MB"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $@.part apache-flink-libraries==$(FLINK_VERSION)
 	@mv $@.part $@
@@ -109,6 +110,9 @@ test-flink: $(FLINK) ## the job on Flink, also with TaskManagers killed (needs j
 
 bench-flink: $(FLINK) $(FASHION_MNIST) ## two workers on Flink against one
 	@$(PY) -m benchmarks.flink_speed $(FLINK_WITH) --fashion_mnist "$(FASHION_MNIST)"
+
+bench-scale: .venv/installed ## how a round of 10^7 rows would lie on 1,000 workers, simulated
+	@$(PY) -m benchmarks.scale $(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .

@@ -12,6 +12,7 @@ from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2 as proto
+from conftest import command as command_of
 
 from pipeline import command, ingest, job, mine, records, selection
 
@@ -105,6 +106,12 @@ def test_items_listed_by_a_worker_cover_all_anchors_and_columns():
         for column in range(item.first_column, item.last_column)
     }
     assert covered == {(n, c) for n in range(-(-anchors // size)) for c in range(blocks)}
+
+
+def test_no_key_is_hot_and_no_value_large_on_1000_workers():
+    """Of a round over 10^7 rows, by the project's own hashes."""
+    done = command_of("benchmarks.scale", "--rows", "10000000")
+    assert done.returncode == 0 and "0 of 14 rows short" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
