@@ -27,6 +27,7 @@ class Run:
     in which they neither embed nor scan nor write: Beam's, Flink's, and the start of Python and TensorFlow."""
 
     rate: dict[str, float]
+    started: float  # seconds until every worker had embedded a shard
     seconds: float
     beam: float
     digest: str
@@ -61,6 +62,7 @@ def mine(source: Path, run: Path, workers: int) -> Run:
     seconds = stats["mining_seconds"]
     return Run(
         rate={stage: (len(at) - 1 - workers) / (at[-1] - at[workers]) for stage, at in seen.items()},
+        started=seen["embed"][workers] - seen["embed"][0],
         seconds=seconds,
         beam=1 - sum(stats["worker_seconds"].values()) / (workers * seconds),
         digest=json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"],
@@ -94,6 +96,7 @@ def main() -> int:
     whole = f"{runs[1].seconds:.1f} s and {runs[2].seconds:.1f} s"
     rows.append(Row(what="the whole job", value=runs[1].seconds / runs[2].seconds, note=whole))
     rows += [Row(what=f"share outside embed, scan and write: {n} worker(s)", value=runs[n].beam) for n in runs]
+    rows += [Row(what=f"seconds until each of {n} worker(s) had embedded a shard", value=runs[n].started) for n in runs]
     for row in rows:
         show(row)
     return finish("flink", rows)
