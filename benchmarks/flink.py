@@ -4,8 +4,9 @@
     make mine ARGS=@flink.args
     make flink-down
 
-All of it listens on 127.0.0.1 only. Process ids and logs are in runs/flink. Each TaskManager starts a Python worker
-(`triplet-miner-worker`). A job whose TaskManager dies is restarted on the other one, which has a slot to spare.
+Flink listens on 127.0.0.1 only; Beam's job server and worker ports are open on all interfaces. Process ids and logs
+are in runs/flink. Each TaskManager starts a Python worker (`triplet-miner-worker`). A job whose TaskManager dies is
+restarted on the other one, which has a slot to spare.
 """
 
 import argparse
