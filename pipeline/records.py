@@ -489,12 +489,14 @@ def read_triplets_manifest(path: Path, corpus: Corpus) -> dict[str, Any]:
     return manifest
 
 
-def read_packs(run_dir: Path, number: int = 0) -> Iterator[dict[str, Any]]:
+def read_packs(run_dir: Path | str, number: int = 0) -> Iterator[dict[str, Any]]:
     """Every pack of a mined round, in order of its shards.
 
     A pack is a dict. row int64 [U], id, label and each payload: of its rows, bytes in lists of U. anchor, positive,
     negative int64 [T]: positions among them; d_ap, d_an float32 [T]; kind, scope int64 [T].
     """
+    if isinstance(run_dir, str):
+        run_dir = storage.location(run_dir)
     manifest = open_triplets(run_dir, number, open_corpus(run_dir))
     for shard in manifest["shards"]:
         yield from map(parse_example, read_records(manifest_path(run_dir, number).parent / shard["file"]))

@@ -97,7 +97,7 @@ def test_arrays_in_memory_give_the_triplets_of_the_run_directory(digits, tmp_pat
     assert mine.main(["--run_dir", str(run), *options]) == 0
     written = {
         tuple(int(pack["row"][pack[side][0]]) for side in ("anchor", "positive", "negative"))
-        for pack in records.read_packs(run)
+        for pack in records.read_packs(str(run))
     }
     split = records.open_corpus(run).split("train")
     [path] = run.glob("rounds/0000/embeddings/*/*.npy")
