@@ -101,7 +101,7 @@ def main() -> int:
     rule = Rule(pick=arguments.pick)
     job_ = mine.Job(run_dir=Path("/"), round=0, rule=rule)
     blocks, shards = deal(rule, rows), shard_sizes(rule, rows)
-    items = mine.work_items(job_, rows, len(blocks))
+    items = list(mine.work_items(job_, rows, len(blocks)))
     parts = len(blocks) * (1 - (1 - 1 / len(blocks)) ** selection.COLUMN_BLOCK)  # blocks that a corpus shard deals to
     part_rows = selection.COLUMN_BLOCK / parts
     columns = np.array([min(item.last_column, len(blocks)) - item.first_column for item in items])

@@ -12,7 +12,6 @@ import collections
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -300,8 +299,6 @@ def stage(
     text: the source, as it is given to `--source`.
     """
     name, source, argument = open_source(text)
-    if os.path.exists(argument):
-        argument = os.path.abspath(argument)  # a worker may have another working directory
     kind, parts = source.kind(argument), source.parts(argument)
     with live(Stage("read", "parts", len(parts), lambda: job.count_files(staging, ".notes.json"))):
         job.run(

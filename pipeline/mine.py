@@ -379,8 +379,15 @@ class Payload:
     def features(self, rows: np.ndarray) -> dict[str, Any]:
         """Features of loaded rows: lists of bytes, or arrays of numbers [n, ...]."""
         columns = zip(*(self._kept[row] for row in rows.tolist()), strict=True)
-        arrays = {name: np.stack(values) for name, values in zip(self.schema, columns, strict=True)}
-        return {name: a.ravel().tolist() if a.dtype.kind in "OS" else a for name, a in arrays.items()}
+        return {name: _listed(values) for name, values in zip(self.schema, columns, strict=True)}
+
+
+def _listed(values: tuple[Any, ...]) -> Any:
+    """One feature's values by row as `make_example` takes them: bytes in a list, numbers in an array."""
+    if isinstance(values[0], bytes):  # not through an array of bytes, which drops NULs at an end
+        return list(values)
+    stacked = np.stack(values)
+    return stacked.ravel().tolist() if stacked.dtype == object else stacked
 
 
 class WritePacks(_Step):
@@ -556,14 +563,12 @@ def draw_anchors(job_: Job, pool: Pool) -> np.ndarray:
     )
 
 
-def work_items(job_: Job, anchors: int, blocks: int) -> list[Item]:
+def work_items(job_: Job, anchors: int, blocks: int) -> Iterator[Item]:
     """Cuts the round into work items. `random` needs an anchor block's columns whole; `nearest` may split them."""
     step = blocks if job_.rule.pick == "random" else ITEM_COLUMNS
-    return [
-        Item(number=n, first_column=c, last_column=min(c + step, blocks))
-        for n in range(-(-anchors // (ITEM_BLOCKS * ANCHOR_BLOCK)))
-        for c in range(0, blocks, step)
-    ]
+    for n in range(-(-anchors // (ITEM_BLOCKS * ANCHOR_BLOCK))):
+        for c in range(0, blocks, step):
+            yield Item(number=n, first_column=c, last_column=min(c + step, blocks))
 
 
 def clear_leftovers(job_: Job) -> None:
@@ -588,7 +593,7 @@ def mine(job_: Job, options: Any) -> tuple[dict[str, Any], list[job.Worked]]:
     storage.write_atomically(job_.work / "anchors.npy", lambda path: np.save(path, anchors))
     shards = -(-len(anchors) * job_.rule.positives // SHARD_PAIRS)
     corpus_shards, blocks = len(pool.split.shards), selection.column_blocks(pool.rows)
-    items = len(work_items(job_, len(anchors), blocks))
+    items = sum(1 for _ in work_items(job_, len(anchors), blocks))
     with live(
         Stage("embed", "shards", corpus_shards, lambda: job.count_files(job_.embeddings, ".npy")),
         Stage("columns", "blocks", blocks, lambda: job.count_files(job_.work / "columns", ".npz")),

@@ -12,6 +12,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 from conftest import command, read_packs
 from scipy.stats import kstest
+from test_ingest import write_images
 
 from pipeline import ingest, job, mine, packs, records, selection
 from pipeline.embed import Embedder
@@ -353,3 +354,20 @@ def test_classes_of_one_row_are_refused_by_init(tmp_path):
     assert ingest.main(["--run_dir", str(run), "--source", f"arrays:{tmp_path / 'a.npz'}", *shares]) == 0
     with pytest.raises(InputError, match="0 of the classes to train on have two rows"):
         train.main(["--run_dir", str(run), "--init"])
+
+
+def test_a_payload_that_ends_in_nul_bytes_stays_as_it_is(tmp_path):
+    """As camera files padded to a block do."""
+    write_images(tmp_path / "source", classes=3, each=8)
+    files = sorted((tmp_path / "source").rglob("*.png"))
+    for path in files[::2]:
+        path.write_bytes(path.read_bytes() + bytes(7))
+    run = tmp_path / "run"
+    assert ingest.main(["--run_dir", str(run), "--source", f"images:{tmp_path / 'source'}"]) == 0
+    assert train.main(["--run_dir", str(run), "--init"]) == 0
+    assert mine.main(["--run_dir", str(run), "--negatives", "semi-hard,hard"]) == 0
+    packed: dict[bytes, bytes] = {}
+    for pack in records.read_packs(run):
+        packed |= zip(pack["id"], pack["image"], strict=True)
+    assert any(image.endswith(bytes(7)) for image in packed.values())
+    assert all((tmp_path / "source" / id.decode()).read_bytes() == image for id, image in packed.items())
