@@ -22,7 +22,7 @@ from pipeline.selection import to_grid
 
 BATCH = 256
 CALLS = 2  # batches under way at once: what one call leaves of the cores, decoding or between layers, another takes
-CHUNK_ROWS = 4096  # that the command holds at a time
+CHUNK_ROWS = 4096  # whose payload is in memory at a time where a whole split is embedded
 
 
 def decode(features: dict[str, dict[str, Any]], payload: Any, input_shape: tuple[int, ...]) -> Any:

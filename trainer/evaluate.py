@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import command, records, storage
-from pipeline.embed import Embedder, decode_records
+from pipeline.embed import CHUNK_ROWS, Embedder, decode_records
 from pipeline.records import Corpus, InputError, Split, import_tensorflow
 from pipeline.selection import to_grid
 from trainer.verification import deal_rows, verification
 
 RECALL_AT = (1, 5, 10)
 BLOCK = 256
-PART = 4096  # rows whose payload is in memory
 
 
 def retrieval(embeddings: np.ndarray, label: np.ndarray) -> dict[str, float]:
@@ -123,7 +122,7 @@ def measures(
 
 def embed_split(embedder: Embedder, split: Split) -> np.ndarray:
     """float32 [rows, dim]; the payload is in memory a part at a time."""
-    parts = np.split(np.arange(split.rows), np.arange(PART, split.rows, PART))
+    parts = np.split(np.arange(split.rows), np.arange(CHUNK_ROWS, split.rows, CHUNK_ROWS))
     return np.concatenate([embedder(split.read(part), int(part[0])) for part in parts])
 
 
