@@ -461,7 +461,7 @@ def source_stamp(text: str) -> str | None:
     files = source.files(argument)
     if files is None:
         return None
-    status = [(str(path), path.stat()) for path in files]
+    status = [(ascii(str(path)), path.stat()) for path in files]  # a name may be no UTF-8
     return records.sha256_of_json([[name, of.st_size, of.st_mtime_ns] for name, of in status])
 
 

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import shutil
 import struct
 
 import numpy as np
@@ -244,3 +246,16 @@ def test_a_cut_npz_and_a_bare_npy_are_refused(tmp_path):
     for name in ("cut.npz", "bare.npy"):
         with pytest.raises(InputError, match=f"{name}: .*plain arrays"):
             ingest.main(["--run_dir", str(tmp_path / "run"), "--source", f"arrays:{tmp_path / name}"])
+
+
+def test_a_file_name_that_is_no_utf8_is_rejected_and_does_not_end_ingest(tmp_path, capsys):
+    source, run = tmp_path / "source", tmp_path / "run"
+    write_images(source, each=8)
+    odd = os.fsencode(source / "alphabet" / "class0") + b"/x\xff.png"
+    shutil.copyfile(source / "alphabet" / "class0" / "0.png", odd)
+    corpus = ingested(run, f"images:{source}")
+    assert corpus.manifest["rejected"] == 1
+    assert "not UTF-8" in (run / "corpus" / "rejected.jsonl").read_text()
+    os.utime(odd, (0, 0))  # looked at anew: nothing has changed
+    ingested(run, f"images:{source}")
+    assert "already ingested" in capsys.readouterr().out
