@@ -1,4 +1,4 @@
-"""A quick selection of `make test-faults`, and stops that are not kills."""
+"""`make test-faults` with fewer kills, and stops that are not kills."""
 
 import json
 import os
@@ -16,15 +16,9 @@ from conftest import command as run_command
 from pipeline import command, records
 from pipeline.records import InputError
 
-QUICK = (
-    "triplet shard, one bit", "checkpoint changed in place", "NaN embeddings", "image cut in half", "one class",
-    "disk full while ingesting", "disk full while mining", "held by another process", "a deadline that is past",
-    "ids with markup and separators",
-)  # fmt: skip
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", faults.BAD)
 def test_bad_input(name, mined, tmp_path):
     right, said = faults.try_bad(name, mined, tmp_path / "scratch")
     assert right, said
