@@ -191,24 +191,22 @@ def random_packs(run_dir: Path, number: int, seed: int) -> None:
     first, fill = pool.split.first_rows, packs.FILL
     usable = np.flatnonzero(np.diff(first) >= fill)
     made = rows = 0
-
-    def serialised(count: int, shard: int) -> Iterator[bytes]:
-        nonlocal made, rows
-        for pack in range(count):
-            classes = rng.choice(usable, min(len(usable), options["pack_rows"] // fill), replace=False)
-            row = np.concatenate([first[c] + rng.choice(first[c + 1] - first[c], fill, replace=False) for c in classes])
-            chosen, _ = packs.fill_pack(
-                rule, pool.block(row), pool.split.class_of(row), selection.Triplets.none(), f"control/{shard}/{pack}"
-            )
-            made += len(chosen["kind"])
-            rows += len(row)
-            payload.load(row)
-            yield records.make_example({"row": row, **payload.features(row), **chosen})
-
     for shard, entry in enumerate(manifest["shards"]):
         count = manifest["packs"] // len(manifest["shards"]) + (shard < manifest["packs"] % len(manifest["shards"]))
-        entry.update(records.write_records(path.parent / entry["file"], serialised(count, shard)))
-        entry["max_pack_triplets"] = options["pack_rows"] * (fill - 1)
+        width = min(len(usable), options["pack_rows"] // fill)
+        classes = [rng.choice(usable, width, replace=False) for _ in range(count)]
+        row = np.concatenate(
+            [first[c] + rng.choice(first[c + 1] - first[c], fill, replace=False) for c in np.concatenate(classes)]
+        )
+        drawn = mine.Packs(
+            rows=row, starts=np.arange(count + 1) * fill * width, triplets=selection.Triplets.none(),
+            triplet_starts=np.zeros(count + 1, np.int64), names=[f"control/{shard}/{pack}" for pack in range(count)],
+        )  # fmt: skip
+        written = list(mine.serialised_packs(rule, pool, payload, drawn, True))
+        entry.update(records.write_records(path.parent / entry["file"], (one for part in written for one in part[0])))
+        sizes = np.concatenate([part[1] for part in written])
+        entry["max_pack_triplets"] = int(sizes.max())
+        made, rows = made + int(sizes.sum()), rows + len(row)
     digest = records.sha256_of_json([entry["sha256"] for entry in manifest["shards"]])
     records.write_json(path, {**manifest, "triplets": made, "rows": rows, "triplet_digest": digest})
 

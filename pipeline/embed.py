@@ -20,8 +20,8 @@ from pipeline.progress import Stage, live
 from pipeline.records import Corpus, InputError, import_tensorflow, load_checkpoint
 from pipeline.selection import to_grid
 
-BATCH = 256
-CALLS = 2  # batches under way at once: what one call leaves of the cores, decoding or between layers, another takes
+BATCH = 128
+CALLS = 3  # batches under way at once: what one call leaves of the cores, decoding or between layers, another takes
 CHUNK_ROWS = 4096  # whose payload is in memory at a time where a whole split is embedded
 
 

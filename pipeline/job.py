@@ -6,8 +6,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,9 @@ def _check_engine(options: PipelineOptions) -> None:
             raise InputError("--runner=DataflowRunner needs: pip install 'apache-beam[gcp]'") from None
 
 
-@contextmanager
-def timed(stage: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """In a worker: counts the block's milliseconds for the stage, and the items that the function given is told of."""
-    started = time.monotonic()
-    yield Metrics.counter(COUNTERS, f"{stage}/{unit}").inc
+def count(stage: str, unit: str, items: int, started: float) -> None:
+    """In a worker: counts items for a stage, and the milliseconds since `started`, a time.monotonic()."""
+    Metrics.counter(COUNTERS, f"{stage}/{unit}").inc(items)
     Metrics.counter(COUNTERS, stage).inc(round((time.monotonic() - started) * 1000))
 
 
@@ -98,7 +95,7 @@ class Worked:
 
 
 def worked_of(counters: dict[str, int]) -> list[Worked]:
-    """Of the counters of `timed`, in order of the stages' names."""
+    """Of what `count` counted, in order of the stages' names."""
     return [
         Worked(stage=stage, seconds=counters.get(stage, 0) / 1000, items=items, unit=unit)
         for (stage, _, unit), items in sorted((name.partition("/"), value) for name, value in counters.items())

@@ -8,13 +8,14 @@ The graph is `graph` below. Embeddings and references travel through its shuffle
 import argparse
 import collections
 import functools
+import itertools
 import json
 import os
 import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +23,14 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils import shared
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
 
-from pipeline import command, job, packs, records, selection, storage
+from pipeline import command, examples, job, packs, records, selection, storage
 from pipeline.embed import Embedder
+from pipeline.examples import Column, Strings
 from pipeline.progress import Stage, live
 from pipeline.records import Corpus, InputError, Split
 from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
@@ -36,6 +41,7 @@ SHARD_PAIRS = 4096  # anchor-positive pairs for which a triplet shard is made
 CACHE_BYTES = 256 << 20  # column blocks kept per process
 SCOPE_KINDS = [f"{scope}/{kind}" for scope in records.SCOPES for kind in selection.KINDS]
 PAYLOAD_BYTES = 64 << 20  # payload held at a time while a shard is written
+SLICE_ROWS = 2048  # of packs that a thread fills and serialises at a time: only speed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +222,9 @@ class EmbedShard(_Step):
         if not (path.exists() and checksum.exists() and checksum.read_text() == records.sha256_of_file(path)):
             embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
             rows = self.pool.shard_rows(number)
-            with job.timed("embed", "rows") as count:
-                count(len(rows))
-                embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
+            started = time.monotonic()
+            embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
+            job.count("embed", "rows", len(rows), started)
             storage.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
             text = records.sha256_of_file(path)
             storage.write_atomically(checksum, lambda temporary: temporary.write_text(text))
@@ -291,13 +297,13 @@ class Scan(_SelectionStep):
         found = _read_found(path)
         if found is None:
             rule, pairs, threads = self.job.rule, self.pairs(item), self.job.threads
-            with job.timed("scan", "anchors") as count:
-                count(len(pairs.anchors.row))
-                if rule.pick == "random":
-                    found = selection.scan_random(rule, pairs, item.number * ITEM_BLOCKS, self.columns, blocks, threads)
-                else:
-                    numbers = range(item.first_column, item.last_column)
-                    found = selection.scan_nearest(rule, pairs, map(self.columns, numbers), threads)
+            started = time.monotonic()
+            if rule.pick == "random":
+                found = selection.scan_random(rule, pairs, item.number * ITEM_BLOCKS, self.columns, blocks, threads)
+            else:
+                numbers = range(item.first_column, item.last_column)
+                found = selection.scan_nearest(rule, pairs, map(self.columns, numbers), threads)
+            job.count("scan", "anchors", len(pairs.anchors.row), started)
             save_arrays(path, **vars(found))
         yield item.number, (item, found)
 
@@ -361,11 +367,18 @@ class Payload:
             self.schema[name] = tf.io.FixedLenFeature(shape, dtypes.get(spec["dtype"], tf.string))
         self._kept: dict[int, tuple[Any, ...]] = {}
         self._bytes = 0
+        self._lock = threading.Lock()
 
-    def load(self, rows: np.ndarray) -> None:
-        """Reads the rows that are not here yet, in order of position."""
+    def __call__(self, rows: np.ndarray) -> dict[str, Strings | np.ndarray]:
+        """Features of rows, ascending and different: Strings, or arrays of numbers [n, ...].
+
+        Rows that are not kept are read, in order of position. Safe between threads.
+        """
+        with self._lock:
+            return self._features(rows)
+
+    def _features(self, rows: np.ndarray) -> dict[str, Strings | np.ndarray]:
         tf = records.import_tensorflow()
-        rows = np.unique(rows)
         missing = np.array([row for row in rows.tolist() if row not in self._kept], np.int64)
         if self._bytes + self.split.codes("length", missing).sum() > CACHE_BYTES:
             self._kept, self._bytes, missing = {}, 0, rows
@@ -375,23 +388,74 @@ class Payload:
             parsed = tf.io.parse_example(tf.constant(examples), self.schema)
             columns = [parsed[name].numpy() for name in self.schema]
             self._kept.update(zip(missing.tolist(), zip(*columns, strict=True), strict=True))
-
-    def features(self, rows: np.ndarray) -> dict[str, Any]:
-        """Features of loaded rows: lists of bytes, or arrays of numbers [n, ...]."""
-        columns = zip(*(self._kept[row] for row in rows.tolist()), strict=True)
-        return {name: _listed(values) for name, values in zip(self.schema, columns, strict=True)}
+        by_name = zip(self.schema, zip(*map(self._kept.__getitem__, rows.tolist()), strict=True), strict=True)
+        return {name: _joined(values) for name, values in by_name}
 
 
-def _listed(values: tuple[Any, ...]) -> Any:
-    """One feature's values by row as `make_example` takes them: bytes in a list, numbers in an array."""
+def _joined(values: tuple[Any, ...]) -> Strings | np.ndarray:
+    """One feature's values by row, each a string, or numbers, or an array of either (of strings: one a row)."""
     if isinstance(values[0], bytes):  # not through an array of bytes, which drops NULs at an end
-        return list(values)
+        return Strings(values)
     stacked = np.stack(values)
-    return stacked.ravel().tolist() if stacked.dtype == object else stacked
+    return Strings(stacked.ravel().tolist()) if stacked.dtype == object else stacked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packs:
+    """Some packs of a shard. starts, triplet_starts: int64 [packs + 1], where each pack's rows and triplets begin."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+    triplets: Triplets
+    triplet_starts: np.ndarray
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, first: int, last: int) -> "Packs":
+        """The packs first to last - 1."""
+        row, triplet = self.starts[[first, last]], self.triplet_starts[[first, last]]
+        return Packs(
+            rows=self.rows[slice(*row)], starts=self.starts[first : last + 1] - row[0],
+            triplets=self.triplets.take(slice(*triplet)),
+            triplet_starts=self.triplet_starts[first : last + 1] - triplet[0], names=self.names[first:last],
+        )  # fmt: skip
+
+
+def serialised_packs(
+    rule: Rule, pool: Pool, payload: Payload, whole: Packs, fill: bool
+) -> Iterator[tuple[list[bytes], np.ndarray, dict[str, int]]]:
+    """Records, the number of triplets of each, and counts, some packs at a time."""
+    for first, last in packs.chunks(pool.split.codes("length", whole.rows), whole.starts, PAYLOAD_BYTES):
+        chunk = whole.take(first, last)
+        distinct = np.unique(chunk.rows)
+        features = payload(distinct)
+        edges = np.searchsorted(chunk.starts[:-1], np.arange(0, len(chunk.rows), SLICE_ROWS))
+        for begin, end in itertools.pairwise(np.unique([*edges, len(chunk)])):
+            some = chunk.take(begin, end)
+            found, starts, left_out = selection.select_within(
+                rule, pool.block(some.rows), pool.split.class_of(some.rows), some.starts, some.triplets,
+                some.triplet_starts, some.names, fill,
+            )  # fmt: skip
+            place = np.searchsorted(distinct, some.rows)
+            columns = {name: Column(values=of, index=place, starts=some.starts) for name, of in features.items()}
+            columns["row"] = Column(values=some.rows, starts=some.starts)
+            columns |= {name: Column(values=of, starts=starts) for name, of in found.items()}
+            kinds = np.bincount(found["scope"] * len(selection.KINDS) + found["kind"], minlength=len(SCOPE_KINDS))
+            counts = {f"pack_{name}": count for name, count in left_out.items()}
+            counts |= zip(SCOPE_KINDS, kinds.tolist(), strict=True)
+            yield examples.serialise(columns), np.diff(starts), counts
+
+
+Written = tuple[int, dict[str, Any], dict[str, int]]  # a triplet shard, its manifest entry, counts
 
 
 class WritePacks(_Step):
-    """(triplet shard, its Triplets in parts) -> manifest entry with counts: packs them, joins the payload."""
+    """(triplet shard, its Triplets in parts) -> manifest entry with counts: packs them, joins the payload.
+
+    A bundle's shards are written side by side: what one leaves of the cores, waiting for a disk, another takes.
+    """
 
     def __init__(self, job_: Job, shards: int):
         super().__init__(job_)
@@ -401,53 +465,53 @@ class WritePacks(_Step):
         super().setup()
         self.payload = Payload(self.pool)
 
-    def process(self, element: tuple[int, Any]) -> Iterator[tuple[int, dict[str, Any], dict[str, int]]]:
+    def start_bundle(self) -> None:
+        self.started, self.packs = time.monotonic(), 0
+        self.threads = ThreadPoolExecutor(self.job.threads + 1)  # one waits for the disk
+        self.one_blas_thread = selection.one_blas_thread()
+        self.under_way: collections.deque[Future[Written]] = collections.deque()
+
+    def process(self, element: tuple[int, Any]) -> Iterator[Written]:
         number, parts = element
-        rule, split, lone = self.job.rule, self.pool.split, self.job.pack_rows == packs.LONE
         triplets = Triplets.concatenate([Triplets.none(), *parts])
+        self.under_way.append(self.threads.submit(self.write, number, triplets))
+        while len(self.under_way) > self.job.threads:
+            yield self.written()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        with self.threads, self.one_blas_thread:
+            while self.under_way:
+                yield WindowedValue(self.written(), MIN_TIMESTAMP, (GlobalWindow(),))
+        job.count("write", "packs", self.packs, self.started)
+
+    def written(self) -> Written:
+        """Waits for the shard that began first."""
+        done = self.under_way.popleft().result()
+        self.packs += done[1]["records"]
+        return done
+
+    def write(self, number: int, triplets: Triplets) -> Written:
+        rule, split = self.job.rule, self.pool.split
         triplets = triplets.take(packs.hash_order(rule, triplets))
         own, other = split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative)
         rows, row_starts, starts = packs.assemble(rule, triplets, own, other, self.job.pack_rows, number)
-        counts = [{"packs": len(row_starts) - 1, "rows": len(rows), "pack_skipped": 0, "pack_guarded": 0}]
+        names = [f"{number}/{pack}" for pack in range(len(starts) - 1)]
+        whole = Packs(rows=rows, starts=row_starts, triplets=triplets, triplet_starts=starts, names=names)
+        counts = [{"packs": len(whole), "rows": len(rows), "pack_skipped": 0, "pack_guarded": 0}]
         most = 0
 
-        def made(pack: int, block: Block, label: np.ndarray) -> tuple[int, bytes]:
-            corpus, skipped = triplets.take(slice(starts[pack], starts[pack + 1])), {"skipped": 0, "guarded": 0}
-            if lone:
-                chosen = packs.lone(corpus)
-            else:
-                chosen, skipped = packs.fill_pack(rule, block, label, corpus, f"{number}/{pack}")
-            found = {f"pack_{name}": count for name, count in skipped.items()}
-            of_each = np.bincount(chosen["scope"] * len(selection.KINDS) + chosen["kind"], minlength=len(SCOPE_KINDS))
-            found |= zip(SCOPE_KINDS, of_each.tolist(), strict=True)
-            counts.append(found)
-            return len(chosen["kind"]), records.make_example(
-                {"row": block.row, **self.payload.features(block.row), **chosen}
-            )
-
-        def serialised(pool: ThreadPoolExecutor) -> Iterator[bytes]:
+        def serialised() -> Iterator[bytes]:
             nonlocal most
-            for first, last in packs.chunks(split.codes("length", rows), row_starts, PAYLOAD_BYTES):
-                begin = row_starts[first]
-                read = rows[begin : row_starts[last]]
-                self.payload.load(read)
-                block, label = self.pool.block(read), split.class_of(read)
-                here = [slice(row_starts[pack] - begin, row_starts[pack + 1] - begin) for pack in range(first, last)]
-                blocks, labels = map(block.take, here), (label[cut] for cut in here)
-                for size, example in pool.map(made, range(first, last), blocks, labels):
-                    most = max(most, size)
-                    yield example
+            fill = self.job.pack_rows != packs.LONE
+            for written, sizes, found in serialised_packs(rule, self.pool, self.payload, whole, fill):
+                counts.append(found)
+                most = max(most, int(sizes.max()))
+                yield from written
 
         path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
-        with (
-            selection.one_blas_thread(),
-            job.timed("write", "packs") as count,
-            ThreadPoolExecutor(self.job.threads) as pool,
-        ):
-            entry = records.write_records(path, serialised(pool))
-            count(entry["records"])
+        entry = records.write_records(path, serialised())
         entry["max_pack_triplets"] = most  # so that a trainer can pad to one shape
-        yield number, entry, _sum_counts(counts)
+        return number, entry, _sum_counts(counts)
 
 
 def _sum_counts(counts: Any) -> dict[str, int]:

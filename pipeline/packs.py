@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.selection import Block, Rule, Triplets, _below, _compile, _hash, hashes, select_within
+from pipeline.selection import Rule, Triplets, _below, _compile, _hash, hashes
 
 FILL = 4  # rows a class is filled to
 MAX_ROWS = 2048  # a pack's triplets grow with the square of its rows
@@ -136,52 +136,6 @@ def assemble(
         FILL,
         rule.key(f"fill/{shard}"),
     )
-
-
-def fill_pack(
-    rule: Rule, block: Block, label: np.ndarray, corpus: Triplets, pack: str
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The triplets of one pack: those from the corpus first, then one for every other pair of a label.
-
-    Args:
-      block: the pack's rows, in the pack's order. label: int64 [U]. corpus: the corpus triplets in it.
-      pack: a name that is part of the draw.
-    Returns:
-      anchor, positive, negative (positions in the pack), kind, scope, d_ap, d_an, each [T]; counts of
-      select_within.
-    """
-    order = np.argsort(block.row)
-    anchor, positive, negative = (
-        order[np.searchsorted(block.row, side, sorter=order)]
-        for side in (corpus.anchor, corpus.positive, corpus.negative)
-    )
-    taken = np.zeros((len(label), len(label)), bool)
-    taken[anchor, positive] = True
-    chosen, distance, counts = select_within(rule, block, label, taken, pack)
-    a, p, n, kind = chosen.T
-    return {
-        "anchor": np.concatenate([anchor, a]),
-        "positive": np.concatenate([positive, p]),
-        "negative": np.concatenate([negative, n]),
-        "kind": np.concatenate([corpus.kind.astype(np.int64), kind]),
-        "scope": np.repeat([0, 1], [len(corpus), len(chosen)]),
-        "d_ap": np.concatenate([corpus.d_ap, distance[a, p]]),
-        "d_an": np.concatenate([corpus.d_an, distance[a, n]]),
-    }, counts
-
-
-def lone(triplet: Triplets) -> dict[str, np.ndarray]:
-    """The triplet of a pack that holds nothing else, as `fill_pack` gives them."""
-    anchor, positive, negative = np.arange(LONE)[:, None]
-    return {
-        "anchor": anchor,
-        "positive": positive,
-        "negative": negative,
-        "kind": triplet.kind.astype(np.int64),
-        "scope": np.zeros(1, np.int64),
-        "d_ap": triplet.d_ap,
-        "d_an": triplet.d_an,
-    }
 
 
 def chunks(sizes: np.ndarray, starts: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:

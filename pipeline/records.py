@@ -217,24 +217,10 @@ def make_example(features: dict[str, Any]) -> bytes:
         if isinstance(value, list):
             feature.bytes_list.value.extend(value)
         elif np.issubdtype(value.dtype, np.floating):
-            _fill(feature.float_list, value.astype("<f4").tobytes())
-        elif value.size and 0 <= value.min() and value.max() < 128:  # a varint of one byte each
-            _fill(feature.int64_list, value.astype(np.uint8).tobytes())
+            feature.float_list.value.extend(value.ravel().tolist())
         else:
             feature.int64_list.value.extend(value.ravel().tolist())
     return example.SerializeToString(deterministic=True)
-
-
-def _fill(values: Any, packed: bytes) -> None:
-    """Gives a FloatList or Int64List its values as they are on the wire: field 1, packed; a pack has thousands.
-
-    https://protobuf.dev/programming-guides/encoding/#packed
-    """
-    length, size = [], len(packed)
-    while size > 127:
-        length.append(size & 127 | 128)
-        size >>= 7
-    values.MergeFromString(bytes([0x0A, *length, size]) + packed)
 
 
 def parse_example(record: bytes) -> dict[str, Any]:

@@ -525,17 +525,32 @@ def _count_between(scores, lo, hi):
 
 
 @_compile
-def _pick_between(scores, rows, lo, hi, nearest, which):
-    """The position of the which-th score in (lo, hi], or with `nearest` of the largest, ties to the lower row."""
+def _pick_between(scores, lo, hi, which):
+    """The position of the which-th score in (lo, hi]; there must be one."""
+    start, width = 0, 32
+    while True:
+        count = _count_between(scores[start : start + width], lo, hi)  # vectorised, so whole steps are cheap
+        if which < count:
+            break
+        which -= count
+        start += width
+    j = start
+    while True:
+        which -= lo < scores[j] <= hi
+        if which < 0:
+            return j
+        j += 1
+
+
+@_compile
+def _nearest_between(scores, rows, lo, hi):
+    """The position of the largest score in (lo, hi], ties to the lower row; -1 if there is none."""
     best = -1
     for j in range(len(scores)):
-        if lo < scores[j] <= hi:
-            if not nearest:
-                if which == 0:
-                    return j
-                which -= 1
-            elif best < 0 or scores[j] > scores[best] or (scores[j] == scores[best] and rows[j] < rows[best]):
-                best = j
+        if lo < scores[j] <= hi and (
+            best < 0 or scores[j] > scores[best] or (scores[j] == scores[best] and rows[j] < rows[best])
+        ):
+            best = j
     return best
 
 
@@ -551,7 +566,7 @@ def _keep_random(scores, rows, lo, hi, key, anchor, positive_of_slot, block, act
             if count == 0:
                 continue
             h = _hash(_hash(_hash(_hash(key, anchor[i]), positive_of_slot[i, q]), block), q)
-            j = _pick_between(scores[line], rows, lo[i, q], hi[i, q], False, _below(h, count))
+            j = _pick_between(scores[line], lo[i, q], hi[i, q], _below(h, count))
             best[i, q], best_row[i, q] = scores[line, j], rows[j]
 
 
@@ -736,71 +751,107 @@ def choose(rule: Rule, pairs: Pairs, found: Found) -> tuple[Triplets, dict[str, 
 
 @_compile
 def _select_within(
-    scores, rows, label, content, group, taken, kinds, shares, nearest, margin, min_distance, min_ratio, kind_key, key
-):
-    n = len(rows)
-    out = np.empty((n * n, 4), np.int64)  # positions of anchor, positive, negative; kind
-    made, skipped, guarded = 0, 0, 0
-    total = shares.sum()
-    free_to_use, shut_out = np.empty(n, np.float32), np.empty(n, np.float32)
+    embedding, rows, label, content, group, starts, corpus, corpus_starts, fill,
+    kinds, shares, nearest, margin, min_distance, min_ratio, kind_key, keys,
+):  # fmt: skip
+    packs, most, pairs = len(starts) - 1, 0, 0
+    for pack in range(packs):
+        most = max(most, starts[pack + 1] - starts[pack])
+        for a in range(starts[pack], starts[pack + 1]):
+            for p in range(starts[pack], starts[pack + 1]):
+                pairs += label[a] == label[p] and a != p
+    room = corpus.shape[1] + (pairs if fill else 0)
+    place, distance = np.empty((5, room), np.int16), np.empty((2, room), np.float32)
+    ends, counts = np.zeros(packs + 1, np.int64), np.zeros(2, np.int64)
+    free_to_use, shut_out = np.empty(most, np.float32), np.empty(most, np.float32)
     lo, hi = np.empty(len(kinds), np.float32), np.empty(len(kinds), np.float32)
     count = np.empty(len(kinds), np.int64)
-    for a in range(n):
-        for j in range(n):
-            shut = (len(content) > 0 and content[j] == content[a]) or (
-                len(group) > 0 and group[a] >= 0 and group[j] == group[a]
-            )
-            other = label[j] != label[a]
-            free_to_use[j] = scores[a, j] if other and not shut else -np.inf
-            shut_out[j] = scores[a, j] if other and shut else -np.inf
-        for p in range(n):
-            if a == p or label[a] != label[p] or taken[a, p] or (len(content) > 0 and content[a] == content[p]):
-                continue
-            acted = False
-            for k in range(len(kinds)):
-                lo[k], hi[k], free = _interval(kinds[k], scores[a, p], margin, min_distance, min_ratio)
-                count[k] = _count_between(free_to_use, lo[k], hi[k])
-                acted |= _count_between(shut_out, lo[k], free) > 0
-                if hi[k] < free:
-                    acted |= _count_between(free_to_use, max(lo[k], hi[k]), free) > 0
-            guarded += acted
-            first = _first_kind(_hash(_hash(kind_key, rows[a]), rows[p]), kinds, shares, total)
-            chosen = -1
-            for attempt in range(2):
-                for k in range(len(kinds)):
-                    if chosen < 0 and count[k] > 0 and (attempt == 1 or kinds[k] == first):
-                        chosen = k
-            if chosen < 0:
-                skipped += 1
-                continue
-            which = _below(_hash(_hash(_hash(key, rows[a]), rows[p]), kinds[chosen]), count[chosen])
-            negative = _pick_between(free_to_use, rows, lo[chosen], hi[chosen], nearest, which)
-            out[made, 0], out[made, 1], out[made, 2], out[made, 3] = a, p, negative, kinds[chosen]
+    made, total = 0, shares.sum()
+    for pack in range(packs):
+        cut = slice(starts[pack], starts[pack + 1])
+        row, here, n = rows[cut], label[cut], starts[pack + 1] - starts[pack]
+        code, burst = content[cut], group[cut]  # empty where the corpus has no copies or no groups
+        scores = np.dot(embedding[cut], embedding[cut].T)
+        taken = np.zeros((n, n), np.bool_)
+        for t in range(corpus_starts[pack], corpus_starts[pack + 1]):
+            for side in range(3):
+                place[side, made] = np.flatnonzero(row == corpus[side, t])[0]
+            a, p = place[0, made], place[1, made]
+            place[3, made], place[4, made] = corpus[3, t], 0
+            distance[0, made], distance[1, made] = 2 - 2 * scores[a, p], 2 - 2 * scores[a, place[2, made]]
+            taken[a, p] = True
             made += 1
-    return out[:made], skipped, guarded
+        for a in range(n if fill else 0):
+            any_shut = False
+            for j in range(n):
+                shut = (len(code) > 0 and code[j] == code[a]) or (
+                    len(burst) > 0 and burst[a] >= 0 and burst[j] == burst[a]
+                )
+                other = here[j] != here[a]
+                free_to_use[j] = scores[a, j] if other and not shut else -np.inf
+                shut_out[j] = scores[a, j] if other and shut else -np.inf
+                any_shut |= other and shut
+            for p in range(n):
+                if a == p or here[a] != here[p] or taken[a, p] or (len(code) > 0 and code[a] == code[p]):
+                    continue
+                acted = False
+                for k in range(len(kinds)):
+                    lo[k], hi[k], free = _interval(kinds[k], scores[a, p], margin, min_distance, min_ratio)
+                    count[k] = _count_between(free_to_use[:n], lo[k], hi[k])
+                    if any_shut:
+                        acted |= _count_between(shut_out[:n], lo[k], free) > 0
+                    if hi[k] < free:
+                        acted |= _count_between(free_to_use[:n], max(lo[k], hi[k]), free) > 0
+                counts[1] += acted
+                first = _first_kind(_hash(_hash(kind_key, row[a]), row[p]), kinds, shares, total)
+                chosen = -1
+                for attempt in range(2):
+                    for k in range(len(kinds)):
+                        if chosen < 0 and count[k] > 0 and (attempt == 1 or kinds[k] == first):
+                            chosen = k
+                if chosen < 0:
+                    counts[0] += 1
+                    continue
+                if nearest:
+                    negative = _nearest_between(free_to_use[:n], row, lo[chosen], hi[chosen])
+                else:
+                    h = _hash(_hash(_hash(keys[pack], row[a]), row[p]), kinds[chosen])
+                    negative = _pick_between(free_to_use[:n], lo[chosen], hi[chosen], _below(h, count[chosen]))
+                place[0, made], place[1, made], place[2, made] = a, p, negative
+                place[3, made], place[4, made] = kinds[chosen], 1
+                distance[0, made], distance[1, made] = 2 - 2 * scores[a, p], 2 - 2 * scores[a, negative]
+                made += 1
+        ends[pack + 1] = made
+    return place[:, :made], distance[:, :made], ends, counts
 
 
 def select_within(
-    rule: Rule, block: Block, label: np.ndarray, taken: np.ndarray, pack: str
-) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """One triplet for every ordered pair of the same label among some rows, its negative from the same rows.
+    rule: Rule, block: Block, label: np.ndarray, starts: np.ndarray, corpus: Triplets, corpus_starts: np.ndarray,
+    names: Sequence[str], fill: bool = True,
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, int]]:  # fmt: skip
+    """The triplets of packs: those from the corpus first, then one for every other ordered pair of a label.
 
     Args:
-      block: the U rows of a pack. label: int64 [U]. taken: bool [U, U], pairs to leave alone.
-      pack: a name that is part of the draw.
+      block: the rows of all packs, one pack after the other. label: int64 [n]. starts: int64 [packs + 1], where
+        each pack's rows begin.
+      corpus: triplets over the packs' rows; corpus_starts: int64 [packs + 1], where each pack's begin.
+      names: of the packs, which are part of the draw.
+      fill: False for the corpus triplets alone.
     Returns:
-      int64 [T, 4] positions of anchor, positive and negative in the block and the kind; float32 [U, U]
-      distances; counts `skipped` and `guarded`.
+      anchor, positive, negative (positions in their pack), kind, scope, int16 [T], d_ap, d_an, float32 [T]; int64
+      [packs + 1], where each pack's triplets begin; counts `skipped` and `guarded` of pairs.
     """
-    scores = block.embedding @ block.embedding.T
     none = np.empty(0, np.int64)
-    chosen, skipped, guarded = _select_within(
-        scores,
+    place, distance, ends, counts = _select_within(
+        np.ascontiguousarray(block.embedding),
         block.row,
         label,
         none if block.content is None else block.content,
         none if block.group is None else block.group,
-        taken,
+        starts,
+        np.stack([corpus.anchor, corpus.positive, corpus.negative, corpus.kind.astype(np.int64)]),
+        corpus_starts,
+        fill,
         np.array(rule.kinds),
         np.array([share for _, share in rule.shares]),
         rule.pick == "nearest",
@@ -808,9 +859,11 @@ def select_within(
         rule.min_negative_distance,
         rule.min_negative_ratio,
         rule.key("kind"),
-        rule.key(f"pack-negative/{pack}"),
+        np.array([rule.key(f"pack-negative/{name}") for name in names], np.uint64),
     )
-    return chosen, 2 - 2 * scores, {"skipped": int(skipped), "guarded": int(guarded)}
+    columns = dict(zip(("anchor", "positive", "negative", "kind", "scope"), place, strict=True))
+    columns |= zip(("d_ap", "d_an"), distance, strict=True)
+    return columns, ends, dict(zip(("skipped", "guarded"), counts.tolist(), strict=True))
 
 
 # ---- In memory. ----

@@ -134,17 +134,3 @@ def test_a_reader_without_tensorflow_reads_our_files(mined):
     first = read_packs(mined)[0]
     assert json.loads(done.stdout) == {name: len(first[name]) for name in ("anchor", "d_ap", "row", "kind", "scope")}
 
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        np.arange(0), np.arange(127), np.arange(128), np.arange(129), np.arange(20_000) % 128,
-        np.array([-1, 2**40]), np.linspace(-1, 1, 5_000, dtype=np.float32).reshape(50, 100),
-    ],
-)  # fmt: skip
-def test_numbers_are_written_as_protobuf_writes_them(values):
-    expected = records.import_tensorflow().train.Example()
-    feature = expected.features.feature["values"]
-    numbers = feature.float_list if values.dtype == np.float32 else feature.int64_list
-    numbers.value.extend(values.ravel().tolist())
-    assert records.make_example({"values": values}) == expected.SerializeToString(deterministic=True)

@@ -1,0 +1,180 @@
+"""Many tf.train.Examples serialised at once, in compiled code that leaves the GIL: a round has millions of triplets.
+
+The bytes are those of protobuf's deterministic serialisation (https://protobuf.dev/programming-guides/encoding/): an
+Example is a map of named lists, its entries in order of their names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.selection import _compile
+
+# Field numbers with their wire type, "length and bytes", in tensorflow/core/example/{example,feature}.proto.
+FIRST, SECOND = 0x0A, 0x12
+BYTES_LIST, FLOAT_LIST, INT64_LIST = 0x0A, 0x12, 0x1A
+
+
+class Strings:
+    """Byte strings, end to end: string i is data[bounds[i]:bounds[i + 1]]."""
+
+    def __init__(self, strings: Sequence[bytes]):
+        self.data = np.frombuffer(b"".join(strings), np.uint8)
+        self.bounds = np.concatenate([[0], np.cumsum(list(map(len, strings)))]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One feature of n examples: of example i, values[index[starts[i]]] to values[index[starts[i + 1] - 1]].
+
+    values: strings, or an int64 or float32 array [m, ...], of which an example has whole rows. starts: int64 [n + 1].
+    index: int64; None: the values in their order.
+    """
+
+    values: Strings | np.ndarray
+    starts: np.ndarray
+    index: np.ndarray | None = None
+
+
+@_compile
+def _varint_size(value):
+    size = 1
+    while value >= np.uint64(128):
+        value >>= np.uint64(7)
+        size += 1
+    return size
+
+
+@_compile
+def _put_varint(out, at, value):
+    while value >= np.uint64(128):
+        out[at] = np.uint8(value & np.uint64(127)) | np.uint8(128)
+        value >>= np.uint64(7)
+        at += 1
+    out[at] = np.uint8(value)
+    return at + 1
+
+
+@_compile
+def _framed(size):
+    """The size of a field that holds `size` bytes: tag, length and the bytes."""
+    return 1 + _varint_size(np.uint64(size)) + size
+
+
+@_compile
+def _put_frame(out, at, tag, size):
+    out[at] = tag
+    return _put_varint(out, at + 1, np.uint64(size))
+
+
+@_compile
+def _string_sizes(bounds, index, starts):
+    out = np.zeros(len(starts) - 1, np.int64)
+    for i in range(len(out)):
+        for k in index[starts[i] : starts[i + 1]]:
+            out[i] += _framed(bounds[k + 1] - bounds[k])
+    return out
+
+
+@_compile
+def _int_sizes(values, starts):
+    out = np.zeros(len(starts) - 1, np.int64)
+    for i in range(len(out)):
+        for value in values[starts[i] : starts[i + 1]]:
+            out[i] += _varint_size(np.uint64(value))
+    return out
+
+
+@_compile
+def _entry_sizes(sizes, name, packed):
+    """Of each example's map entry, whose list of numbers (packed) or strings has `sizes` bytes."""
+    out = np.empty(len(sizes), np.int64)
+    for i in range(len(sizes)):
+        content = _framed(sizes[i]) if packed and sizes[i] else sizes[i]
+        out[i] = _framed(_framed(len(name)) + _framed(_framed(content)))
+    return out
+
+
+@_compile
+def _example_sizes(features):
+    out = np.empty(len(features), np.int64)
+    for i in range(len(out)):
+        out[i] = _framed(features[i])
+    return out
+
+
+@_compile
+def _put_heads(out, at, sizes):
+    for i in range(len(sizes)):
+        at[i] = _put_frame(out, at[i], FIRST, sizes[i])
+
+
+@_compile
+def _put_entry_head(out, at, name, tag, size, packed):
+    content = _framed(size) if packed and size else size
+    at = _put_frame(out, at, FIRST, _framed(len(name)) + _framed(_framed(content)))
+    at = _put_frame(out, at, FIRST, len(name))
+    out[at : at + len(name)] = name
+    at = _put_frame(out, at + len(name), SECOND, _framed(content))
+    at = _put_frame(out, at, tag, content)
+    return _put_frame(out, at, FIRST, size) if packed and size else at
+
+
+@_compile
+def _put_strings(out, at, name, sizes, data, bounds, index, starts):
+    for i in range(len(sizes)):
+        end = _put_entry_head(out, at[i], name, BYTES_LIST, sizes[i], False)
+        for k in index[starts[i] : starts[i + 1]]:
+            size = bounds[k + 1] - bounds[k]
+            end = _put_frame(out, end, FIRST, size)
+            out[end : end + size] = data[bounds[k] : bounds[k + 1]]
+            end += size
+        at[i] = end
+
+
+@_compile
+def _put_ints(out, at, name, sizes, values, starts):
+    for i in range(len(sizes)):
+        end = _put_entry_head(out, at[i], name, INT64_LIST, sizes[i], True)
+        for value in values[starts[i] : starts[i + 1]]:
+            end = _put_varint(out, end, np.uint64(value))
+        at[i] = end
+
+
+@_compile
+def _put_floats(out, at, name, sizes, data, starts):
+    for i in range(len(sizes)):
+        end = _put_entry_head(out, at[i], name, FLOAT_LIST, sizes[i], True)
+        out[end : end + sizes[i]] = data[4 * starts[i] : 4 * starts[i + 1]]
+        at[i] = end + sizes[i]
+
+
+def serialise(columns: dict[str, Column]) -> list[bytes]:
+    """The serialised Examples, each with one feature per column."""
+    parts: list[tuple[Any, ...]] = []  # of each feature: its name, its lists' sizes, and what writes them
+    for name, column in sorted(columns.items(), key=lambda item: item[0].encode()):
+        key, values, starts = np.frombuffer(name.encode(), np.uint8), column.values, column.starts
+        if isinstance(values, Strings):
+            index = np.arange(len(values)) if column.index is None else column.index
+            sizes = _string_sizes(values.bounds, index, starts)
+            parts.append((key, sizes, False, _put_strings, (values.data, values.bounds, index, starts)))
+            continue
+        starts = starts * int(np.prod(values.shape[1:], dtype=np.int64))
+        values = np.ascontiguousarray(values if column.index is None else values[column.index]).ravel()
+        if values.dtype == np.float32:
+            parts.append((key, 4 * np.diff(starts), True, _put_floats, (values.view(np.uint8), starts)))
+        else:
+            parts.append((key, _int_sizes(values, starts), True, _put_ints, (values, starts)))
+    features = sum(_entry_sizes(sizes, key, packed) for key, sizes, packed, *_ in parts)
+    whole = _example_sizes(features)
+    ends = np.cumsum(whole)
+    out, at = np.empty(int(ends[-1]), np.uint8), ends - whole
+    _put_heads(out, at, features)
+    for key, sizes, _, put, arguments in parts:
+        put(out, at, key, sizes, *arguments)
+    return [out[start:end].tobytes() for start, end in zip((ends - whole).tolist(), ends.tolist(), strict=True)]

@@ -1,0 +1,55 @@
+"""Serialising Examples by ourselves: the bytes are protobuf's."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import examples, records
+from pipeline.examples import Column, Strings
+
+numbers = st.lists(st.one_of(st.integers(0, 300), st.integers(-(2**63), 2**63 - 1)), max_size=200)
+floats = st.lists(st.floats(width=32, allow_nan=False), max_size=50)
+strings = st.lists(st.one_of(st.binary(max_size=3), st.integers(120, 20_000).map(bytes)), max_size=5)
+names = st.lists(st.text(min_size=1, max_size=150), min_size=3, max_size=3, unique=True)
+
+
+def starts_of(lists):
+    return np.concatenate([[0], np.cumsum(list(map(len, lists)))]).astype(np.int64)
+
+
+@given(rows=st.lists(st.tuples(numbers, floats, strings), min_size=1, max_size=4), name=names)
+@settings(max_examples=100, deadline=None)
+def test_the_bytes_are_those_of_protobuf(rows, name):
+    ints, reals, texts = zip(*rows, strict=True)
+    columns = {
+        name[0]: Column(values=np.array(sum(ints, []), np.int64), starts=starts_of(ints)),
+        name[1]: Column(values=np.array(sum(reals, []), np.float32), starts=starts_of(reals)),
+        name[2]: Column(values=Strings(sum(texts, [])), starts=starts_of(texts)),
+    }
+    Example = records.import_tensorflow().train.Example
+    for made, (i, f, s) in zip(examples.serialise(columns), rows, strict=True):
+        expected = Example()
+        expected.features.feature[name[0]].int64_list.SetInParent()
+        expected.features.feature[name[1]].float_list.SetInParent()
+        expected.features.feature[name[2]].bytes_list.SetInParent()
+        expected.features.feature[name[0]].int64_list.value.extend(i)
+        expected.features.feature[name[1]].float_list.value.extend(f)
+        expected.features.feature[name[2]].bytes_list.value.extend(s)
+        assert Example.FromString(made) == expected
+        assert made == expected.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int16, np.float32])
+def test_examples_share_values_by_index(dtype):
+    table = np.arange(-6, 6).reshape(4, 3).astype(dtype)
+    index, starts = np.array([3, 0, 0, 1]), np.array([0, 1, 4])
+    columns = {
+        "table": Column(values=table, index=index, starts=starts),
+        "text": Column(values=Strings([b"a", b"", b"\0", b"d"]), index=index, starts=starts),
+    }
+    for number, made in enumerate(examples.serialise(columns)):
+        here = index[starts[number] : starts[number + 1]]
+        found = records.parse_example(made)
+        np.testing.assert_array_equal(found["table"], table[here].ravel())
+        assert found["text"] == [[b"a", b"", b"\0", b"d"][i] for i in here]
