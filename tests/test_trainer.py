@@ -317,3 +317,38 @@ def test_untrained_statistics_have_seen_the_corpus(digits):
     """Without that, an untrained network's embeddings all but coincide in inference mode, and round 0 mines noise."""
     corpus = records.open_corpus(digits)
     assert evaluate.evaluate(digits, 0, corpus, "validation")["mean_distance"] > 0.15
+
+
+def test_images_are_decoded_once_while_they_fit(mined, monkeypatch):
+    corpus = records.open_corpus(mined)
+    shape, asked = (8, 8, 1), []
+
+    def counted(features, payload, input_shape):
+        tf.numpy_function(lambda n: asked.append(int(n)), [tf.size(payload)], [])
+        return decode(features, payload, input_shape)
+
+    packs = read_packs(mined)
+    plain = {}
+    for pack in packs:
+        images = decode(corpus.features, tf.constant(pack["image"]), shape).numpy()
+        plain |= zip(pack["row"].tolist(), images, strict=True)
+    monkeypatch.setattr(data, "decode", counted)
+    for room in (len(plain), 5):
+        monkeypatch.setattr(data, "DECODED_BYTES", room * 4 * 64)
+        decoded = data.Decoded(corpus.features, shape)
+        asked.clear()
+        for _ in range(2):
+            for pack in packs:
+                expected = np.stack([plain[row] for row in pack["row"].tolist()])
+                found = decoded(tf.constant(pack["row"]), tf.constant(pack["image"]))
+                np.testing.assert_array_equal(found, expected)
+        rows = 2 * sum(len(pack["row"]) for pack in packs)
+        assert sum(asked) == len(plain) if room == len(plain) else len(plain) < sum(asked) < rows
+
+
+def test_no_autotuning_thread_is_waited_for_at_the_end_of_an_epoch(mined):
+    corpus = records.open_corpus(mined)
+    manifest = records.open_triplets(mined, 0, corpus)
+    batches = data.triplet_batches(records.manifest_path(mined, 0).parent, manifest, (8, 8, 1), 128, seed=0)
+    assert batches.options().autotune.enabled is False
+    assert data.online_batches(corpus, (8, 8, 1), 2, 2, 1, seed=0).options().autotune.enabled is False

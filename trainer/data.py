@@ -12,6 +12,43 @@ from pipeline.selection import draw_key
 
 tf = import_tensorflow()
 
+DECODED_BYTES = 512 << 20  # decoded images kept in memory
+
+
+class Decoded:
+    """What a network takes of rows, by row: an image is in several packs of a round, and decoded for the first.
+
+    Rows are kept until DECODED_BYTES are full. Safe between threads.
+    """
+
+    def __init__(self, features: dict[str, dict[str, Any]], input_shape: tuple[int, ...]):
+        self._features, self._shape = features, input_shape
+        self._kept: dict[int, np.ndarray] = {}
+        self._room = DECODED_BYTES // (4 * int(np.prod(input_shape, dtype=np.int64)))
+        signature = [tf.TensorSpec([None], tf.string)]  # one trace for all numbers of rows
+        self._decode = tf.function(lambda payload: decode(features, payload, input_shape), input_signature=signature)
+
+    def __call__(self, rows: Any, payload: Any) -> Any:
+        """float32 [n, *input_shape] of int64 [n] rows and their encoded images, string [n]; as `decode` gives it.
+
+        Texts, which are strings, and vectors are as they are.
+        """
+        if next(iter(self._features.values()))["kind"] != "image":
+            return decode(self._features, payload, self._shape)
+        inputs = tf.numpy_function(self._look_up, [rows, payload], tf.float32, stateful=False)
+        return tf.ensure_shape(inputs, (None, *self._shape))
+
+    def _look_up(self, rows: np.ndarray, payload: np.ndarray) -> np.ndarray:
+        found = [self._kept.get(row) for row in rows.tolist()]
+        missing = [place for place, image in enumerate(found) if image is None]
+        if missing:
+            decoded = self._decode(tf.constant(payload[missing])).numpy()
+            for place, image in zip(missing, decoded, strict=True):
+                found[place] = image
+                if len(self._kept) < self._room:
+                    self._kept[int(rows[place])] = image.copy()  # not a view, which would keep the whole batch
+        return np.stack(found)
+
 
 def triplet_batches(
     directory: Path,
@@ -21,6 +58,7 @@ def triplet_batches(
     seed: int,
     first_batch: int = 0,
     pad: bool = False,
+    decoded: Decoded | None = None,
 ) -> Any:
     """One epoch of a round's packs, in an order drawn from `seed`.
 
@@ -29,13 +67,14 @@ def triplet_batches(
       batch_rows: how many images a batch holds at most; a pack is never cut.
       first_batch: how many batches of the epoch to leave out at its start.
       pad: to one shape, R = batch_rows and T = the most triplets that so many packs have.
+      decoded: kept from epoch to epoch of a round.
     Returns:
       A tf.data.Dataset of dicts. inputs: [R, *input_shape], float32, of texts string, and real: float32 [R], 0 where a
       row is padding; triplets: int32 [T, 3], positions in inputs of anchor, positive, negative, and valid: float32 [T],
       0 where a triplet is padding.
     """
-    features = manifest["features"]
-    name, spec = next(iter(features.items()))
+    name, spec = next(iter(manifest["features"].items()))
+    decoded = decoded or Decoded(manifest["features"], input_shape)
     paths = [str(directory / shard["file"]) for shard in manifest["shards"]]
     order = np.random.default_rng(seed).permutation(len(paths))
     packs = tf.data.Dataset.from_tensor_slices([paths[i] for i in order])
@@ -60,13 +99,23 @@ def triplet_batches(
             pack[side].values + tf.gather(first, pack[side].value_rowids())
             for side in ("anchor", "positive", "negative")
         ]
-        inputs = decode(features, pack[name].values, input_shape)
+        inputs = decoded(pack["row"].values, pack[name].values)
         triplets = tf.cast(tf.stack(sides, axis=1), tf.int32)
         inputs, real = padded(inputs, batch_rows if pad else tf.shape(inputs)[0])
         triplets, valid = padded(triplets, most if pad else tf.shape(triplets)[0])
         return {"inputs": inputs, "real": real, "triplets": triplets, "valid": valid}
 
-    return packs.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
+    return _ahead(packs.map(parse))
+
+
+def _ahead(batches: Any) -> Any:
+    """Makes the next batches while one is trained on: one at a time, for its images are decoded in parallel already.
+
+    Without autotuning: its thread at times sleeps through the end of an epoch, and the epoch waits for it, for 2.6 s.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(2).with_options(options)
 
 
 def packs_per_batch(manifest: dict[str, Any], batch_rows: int) -> int:
@@ -125,11 +174,7 @@ def online_batches(
 
     signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
     drawn = tf.data.Dataset.from_generator(draw, output_signature=signature)
-    return drawn.map(
-        lambda records, labels: (decode_records(corpus.features, records, input_shape), labels),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    ).prefetch(4)
+    return _ahead(drawn.map(lambda records, labels: (decode_records(corpus.features, records, input_shape), labels)))
 
 
 def _some(rng: Any, first_rows: np.ndarray, sizes: np.ndarray, label: int, count: int) -> np.ndarray:

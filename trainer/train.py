@@ -27,7 +27,7 @@ from pipeline.progress import Stage, live
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
 from trainer import losses, models
-from trainer.data import online_batches, packs_per_batch, triplet_batches, usable_classes
+from trainer.data import Decoded, online_batches, packs_per_batch, triplet_batches, usable_classes
 from trainer.evaluate import embed_split, retrieval
 from trainer.state import Resumable, restore_optimizer, save_optimizer
 from trainer.step import Step, mixed_precision, strategy_for
@@ -229,6 +229,7 @@ class Round:
     shape: tuple[int, ...]
     run_dir: Path
     triplets: Path  # a local directory with the round's shards
+    decoded: Decoded
 
     @property
     def train_dir(self) -> Path:
@@ -237,8 +238,9 @@ class Round:
     def batches(self, arguments: argparse.Namespace, epoch: int, first_batch: int = 0) -> Any:
         seed = int(draw_key(arguments.seed, self.number, f"epoch/{epoch}")) & 0x7FFFFFFF
         return triplet_batches(
-            self.triplets, self.manifest, self.shape, arguments.batch_rows, seed, first_batch, pad=arguments.jit
-        )
+            self.triplets, self.manifest, self.shape, arguments.batch_rows, seed, first_batch, pad=arguments.jit,
+            decoded=self.decoded,
+        )  # fmt: skip
 
 
 def open_round(
@@ -260,7 +262,7 @@ def open_round(
     shape = network_input_shape(model, corpus.features, source)
     return Round(
         corpus=corpus, mined=mined, number=number, manifest=manifest, digest=digest, model=model, shape=shape,
-        run_dir=run_dir, triplets=triplets,
+        run_dir=run_dir, triplets=triplets, decoded=Decoded(manifest["features"], shape),
     )  # fmt: skip
 
 
