@@ -199,8 +199,8 @@ def random_packs(run_dir: Path, number: int, seed: int) -> None:
             [first[c] + rng.choice(first[c + 1] - first[c], fill, replace=False) for c in np.concatenate(classes)]
         )
         drawn = mine.Packs(
-            rows=row, starts=np.arange(count + 1) * fill * width, triplets=selection.Triplets.none(),
-            triplet_starts=np.zeros(count + 1, np.int64), names=[f"control/{shard}/{pack}" for pack in range(count)],
+            shard=f"control/{shard}", rows=row, starts=np.arange(count + 1) * fill * width,
+            triplets=selection.Triplets.none(), triplet_starts=np.zeros(count + 1, np.int64),
         )  # fmt: skip
         written = list(mine.serialised_packs(rule, pool, payload, drawn, True))
         entry.update(records.write_records(path.parent / entry["file"], (one for part in written for one in part[0])))

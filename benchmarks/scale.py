@@ -36,7 +36,7 @@ def deal(rule: Rule, rows: int) -> np.ndarray:
 
 def shard_sizes(rule: Rule, anchors: int) -> np.ndarray:
     """int64 [triplet shards]: how many pairs each gets, one positive an anchor."""
-    shards = -(-anchors * rule.positives // mine.SHARD_PAIRS)
+    shards = mine.triplet_shards(anchors * rule.positives)
     sizes = np.zeros(shards, np.int64)
     for start in range(0, anchors, CHUNK):
         anchor = np.arange(start, min(start + CHUNK, anchors))
@@ -76,8 +76,7 @@ def entry_bytes(shards: int) -> int:
     """Of a shard's pickled manifest entry, with its counts."""
     file = f"triplets-{shards:05d}-of-{shards:05d}.tfrecord"
     entry = {"file": file, "records": 200, "bytes": 1 << 20, "sha256": "0" * 64, "max_pack_triplets": 400}
-    counts = dict.fromkeys(("packs", "rows", "pack_skipped", "pack_guarded", "corpus/semi-hard", "corpus/hard",
-                            "pack/semi-hard", "pack/hard"), 1 << 16)  # fmt: skip
+    counts = [1 << 20] * len(mine.PACK_COUNTS)
     return len(pickle.dumps((shards, entry, counts), pickle.HIGHEST_PROTOCOL))
 
 

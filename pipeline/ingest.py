@@ -12,7 +12,8 @@ import collections
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,23 @@ OURS = ("id", "label", "group", "image", "text", "vector", "row", "anchor", "pos
 DTYPES = {"image": "uint8", "text": "string", "vector": "float32"}
 
 
+def save_parts(staging: Path, parts: list[Any]) -> None:
+    """The source's parts for `StagePart`. In the graph that goes to an engine, the names of all files would not fit."""
+    lines = [json.dumps(part).encode() + b"\n" for part in parts]
+    starts = np.cumsum([0, *map(len, lines)])
+    storage.write_atomically(staging / "parts.jsonl", lambda path: path.write_bytes(b"".join(lines)))
+    storage.write_atomically(staging / "parts.npy", lambda path: np.save(path, starts))
+
+
+def read_part(staging: Path, number: int) -> Any:
+    start, stop = records.open_array(staging / "parts.npy")[number : number + 2].tolist()
+    with (staging / "parts.jsonl").open("rb") as file:
+        file.seek(start)
+        return json.loads(file.read(stop - start))
+
+
 class StagePart(beam.DoFn):
-    """(number, part) -> number: writes the part's examples, their keys and what was rejected into `staging`.
+    """A part's number -> the same number: writes the part's examples, their keys and what was rejected into `staging`.
 
     keys_only: the examples themselves are left out.
     """
@@ -53,8 +69,9 @@ class StagePart(beam.DoFn):
     def __init__(self, source: str, kind: str, staging: Path, keys_only: bool = False):
         self.source, self.kind, self.staging, self.keys_only = source, kind, staging, keys_only
 
-    def process(self, element: tuple[int, Any]) -> Iterator[int]:
-        number, part = element
+    def process(self, number: int) -> Iterator[int]:
+        started = time.monotonic()
+        part = read_part(self.staging, number)
         keys: dict[str, list[Any]] = {name: [] for name in KEYS.names}
         rejected: list[dict[str, str]] = []
         extra: dict[str, list[Any]] = {}  # name: dtype, fewest values, most values, examples that have it
@@ -88,6 +105,7 @@ class StagePart(beam.DoFn):
         )
         notes = {"rejected": rejected, "extra": extra, "examples": len(table)}
         records.write_json(self.staging / f"part-{number:05d}.notes.json", notes)
+        job.count("read", "examples", len(table), started)
         yield number
 
 
@@ -158,6 +176,7 @@ class WriteShard(beam.DoFn):
 
     def process(self, element: tuple[str, int, int]) -> Iterator[tuple[str, int, dict[str, Any]]]:
         split, number, of = element
+        started = time.monotonic()
         keys = read_table(keys_path(self.staging, split, number))
         part, offset, length = (keys[name].to_numpy() for name in ("part", "offset", "length"))
         staged: list[bytes] = [b""] * len(keys)
@@ -179,6 +198,7 @@ class WriteShard(beam.DoFn):
             "index_bytes": path.stat().st_size,
             "index_sha256": records.sha256_of_file(path),
         }
+        job.count("write", "rows", len(keys), started)
         yield split, number, entry
 
 
@@ -276,8 +296,11 @@ def describe_split(keys: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
     }
 
 
-def cut_shards(split: str, keys: pa.Table, staging: Path) -> list[tuple[str, int, int]]:
-    """Cuts ordered keys into shards of at most SHARD_ROWS rows and about SHARD_BYTES bytes; stages each one's keys."""
+def cut_shards(split: str, keys: pa.Table, staging: Path) -> int:
+    """Cuts ordered keys into shards of at most SHARD_ROWS rows and about SHARD_BYTES bytes; stages each one's keys.
+
+    Returns how many.
+    """
     begins, size = [0] if len(keys) else [], 0
     for row, length in enumerate(keys["length"].to_pylist()):
         if row > begins[-1] and (row - begins[-1] == SHARD_ROWS or size + length > SHARD_BYTES):
@@ -288,24 +311,42 @@ def cut_shards(split: str, keys: pa.Table, staging: Path) -> list[tuple[str, int
         end = begins[number + 1] if number + 1 < len(begins) else len(keys)
         part = keys.slice(begin, end - begin)
         storage.write_atomically(keys_path(staging, split, number), functools.partial(pq.write_table, part))
-    return [(split, number, len(begins)) for number in range(len(begins))]
+    return len(begins)
+
+
+def list_shards(split: str, of: int) -> Iterator[tuple[str, int, int]]:
+    for number in range(of):
+        yield split, number, of
+
+
+def commit(entries: list[tuple[str, int, dict[str, Any]]], staging: Path, directory: Path) -> None:
+    """Writes the corpus' manifest, which lies in `staging` without its shards: from here on there is a corpus."""
+    manifest = records.read_json(staging / "manifest.json", records.CORPUS_FORMAT)
+    for split, described in manifest["splits"].items():
+        described["shards"] = [entry for at, _, entry in sorted(entries, key=lambda e: e[:2]) if at == split]
+    manifest["fingerprint"] = records.corpus_fingerprint(manifest)
+    lines = (staging / "rejected.jsonl").read_text(encoding="utf-8")
+    storage.write_atomically(directory / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    records.write_json(directory / "corpus.json", manifest)
 
 
 def stage(
     text: str, staging: Path, options: Any, max_rejected: float, keys_only: bool = False
-) -> tuple[pa.Table, list[dict[str, str]], dict[str, dict[str, Any]]]:
-    """The first pass, and what it shows: the keys in order, what was rejected, and the corpus' features.
+) -> tuple[pa.Table, list[dict[str, str]], dict[str, dict[str, Any]], list[job.Worked]]:
+    """The first pass, and what it shows: the keys in order, what was rejected, the corpus' features; and the work.
 
     text: the source, as it is given to `--source`.
     """
     name, source, argument = open_source(text)
     kind, parts = source.kind(argument), source.parts(argument)
+    save_parts(staging, parts)
     with live(Stage("read", "parts", len(parts), lambda: job.count_files(staging, ".notes.json"))):
-        job.run(
+        worked = job.run(
             options,
             lambda pipeline: (
                 pipeline
-                | "List parts" >> beam.Create(list(enumerate(parts)))
+                | "Count parts" >> beam.Create([len(parts)])
+                | "List parts" >> beam.FlatMap(lambda count: range(count))
                 | "Spread" >> beam.Reshuffle()
                 | "Stage" >> beam.ParDo(StagePart(name, kind, staging, keys_only))
             ),
@@ -328,11 +369,12 @@ def stage(
             f"--max_rejected is {max_rejected:.1%}. The first: {rejected[0]}; all are in "
             f"{refused}. Mend the source, or raise --max_rejected."
         )
-    return keys, rejected, {kind: {"kind": kind, "shape": shape, "dtype": DTYPES[kind]}, **extra_features(notes)}
+    features = {kind: {"kind": kind, "shape": shape, "dtype": DTYPES[kind]}, **extra_features(notes)}
+    return keys, rejected, features, worked
 
 
-def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
-    """Makes the corpus, its manifest last. Returns the manifest."""
+def ingest(arguments: argparse.Namespace, options: Any) -> tuple[dict[str, Any], list[job.Worked]]:
+    """Makes the corpus, its manifest last. Returns the manifest, and what the workers did."""
     # While there is a staging directory, a corpus without a manifest is a half one of ours.
     run_dir = arguments.run_dir.absolute()
     new, staging = run_dir / "corpus", staging_of(run_dir)
@@ -341,7 +383,7 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
         storage.remove(staging)
     records.write_json(staging / "source.json", {"source": arguments.source})
     stamp = source_stamp(arguments.source)
-    keys, rejected, features = stage(arguments.source, staging, options, arguments.max_rejected)
+    keys, rejected, features, read = stage(arguments.source, staging, options, arguments.max_rejected)
     split, by = assign_splits(keys, arguments.validation_share, arguments.eval_share, arguments.seed)
     described = {s: describe_split(keys.filter(pa.array(split == n))) for n, s in enumerate(records.SPLITS)}
     manifest: dict[str, Any] = {
@@ -359,33 +401,26 @@ def ingest(arguments: argparse.Namespace, options: Any) -> dict[str, Any]:
     }  # fmt: skip
     if manifest["splits"]["train"]["rows"] == 0:
         raise InputError(f"{arguments.source}: no example is left for the train split. Lower the held-out shares.")
-    shards = [shard for s, (split_keys, _) in described.items() for shard in cut_shards(s, split_keys, staging)]
-
-    def commit(entries: list[tuple[str, int, dict[str, Any]]]) -> None:
-        for s, described_split in manifest["splits"].items():  # assigned, not added to: an engine may call it twice
-            described_split["shards"] = [entry for at, _, entry in sorted(entries, key=lambda e: e[:2]) if at == s]
-        manifest["fingerprint"] = records.corpus_fingerprint(manifest)
-        lines = (staging / "rejected.jsonl").read_text(encoding="utf-8")
-        storage.write_atomically(new / "rejected.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
-        records.write_json(new / "corpus.json", manifest)
-
-    with live(Stage("write", "shards", len(shards), lambda: job.count_files(new, ".npy"))):
-        job.run(
+    records.write_json(staging / "manifest.json", manifest)
+    shards = [(s, cut_shards(s, split_keys, staging)) for s, (split_keys, _) in described.items()]
+    with live(Stage("write", "shards", sum(of for _, of in shards), lambda: job.count_files(new, ".npy"))):
+        written = job.run(
             options,
             lambda pipeline: (
                 pipeline
-                | "List shards" >> beam.Create(shards)
+                | "Count shards" >> beam.Create(shards)
+                | "List shards" >> beam.FlatMapTuple(list_shards)
                 | "Spread" >> beam.Reshuffle()
                 | "Write" >> beam.ParDo(WriteShard(staging, new))
                 | "Gather" >> beam.combiners.ToList()
-                | "Commit" >> beam.Map(commit)
+                | "Commit" >> beam.Map(commit, staging, new)
             ),
         )
     storage.remove(staging)
-    return records.read_json(new / "corpus.json", records.CORPUS_FORMAT)
+    return records.read_json(new / "corpus.json", records.CORPUS_FORMAT), [*read, *written]
 
 
-def summary(manifest: dict[str, Any], run_dir: Path) -> str:
+def summary(manifest: dict[str, Any], run_dir: Path, worked: Sequence[job.Worked] = ()) -> str:
     name, spec = next(iter(manifest["features"].items()))
     size = " x ".join("any" if n is None else str(n) for n in spec["shape"])
     lines = [f"corpus of {manifest['source']}: {f'{name} {size}'.strip()}, split by {manifest['split_rule']['by']}"]
@@ -397,6 +432,7 @@ def summary(manifest: dict[str, Any], run_dir: Path) -> str:
         lines.append(f"  {copies:,} copies of another row's payload, {conflicts:,} of them under another label")
     if manifest["rejected"]:
         lines.append(f"  {manifest['rejected']:,} rejected, with reasons in {run_dir / 'corpus' / 'rejected.jsonl'}")
+    lines += job.table(worked)
     lines.append(f"  in {run_dir / 'corpus'}   next: python -m pipeline.mine --run_dir {run_dir}")
     return "\n".join(lines)
 
@@ -448,9 +484,9 @@ def ingest_once(arguments: argparse.Namespace, options: Any) -> int:
         return 0
     if storage.names(there.parent) and not staging_of(arguments.run_dir).exists():
         raise InputError(f"{there.parent} holds files but no corpus.json. Remove it, or use another --run_dir.")
-    manifest = ingest(arguments, options)
+    manifest, worked = ingest(arguments, options)
     command.note(**facts(manifest))
-    print(summary(manifest, arguments.run_dir))
+    print(summary(manifest, arguments.run_dir, worked))
     return 0
 
 
@@ -472,7 +508,7 @@ def refuse_changed_source(arguments: argparse.Namespace, manifest: dict[str, Any
         return
     run_dir, staging = arguments.run_dir, arguments.run_dir / "corpus.check"
     storage.remove(staging)
-    keys, _, _ = stage(arguments.source, staging, options, 1.0, keys_only=True)
+    keys, *_ = stage(arguments.source, staging, options, 1.0, keys_only=True)
     now = dict(zip(keys["id"].to_pylist(), zip(*(keys[k].to_pylist() for k in _COMPARED), strict=True), strict=True))
     storage.remove(staging)
     changes: dict[str, list[str]] = {"came": [], "went": [], "changed": []}

@@ -37,9 +37,10 @@ from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
 
 ITEM_BLOCKS = 8  # anchor blocks of a work item
 ITEM_COLUMNS = 64  # column blocks of a work item, for `nearest`
-SHARD_PAIRS = 4096  # anchor-positive pairs for which a triplet shard is made
+SHARD_PAIRS = (4096, 28_000)  # anchor-positive pairs of a triplet shard: in small rounds, and in the largest
 CACHE_BYTES = 256 << 20  # column blocks kept per process
 SCOPE_KINDS = [f"{scope}/{kind}" for scope in records.SCOPES for kind in selection.KINDS]
+PACK_COUNTS = ("packs", "rows", "pack_skipped", "pack_guarded", *SCOPE_KINDS)  # of a triplet shard
 PAYLOAD_BYTES = 64 << 20  # payload held at a time while a shard is written
 SLICE_ROWS = 2048  # of packs that a thread fills and serialises at a time: only speed
 
@@ -402,31 +403,40 @@ def _joined(values: tuple[Any, ...]) -> Strings | np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Packs:
-    """Some packs of a shard. starts, triplet_starts: int64 [packs + 1], where each pack's rows and triplets begin."""
+    """Some packs of a shard, numbered from `first` on.
 
+    starts, triplet_starts: int64 [packs + 1], where each pack's rows and triplets begin.
+    """
+
+    shard: str
     rows: np.ndarray
     starts: np.ndarray
     triplets: Triplets
     triplet_starts: np.ndarray
-    names: Sequence[str]
+    first: int = 0
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.starts) - 1
+
+    @property
+    def names(self) -> list[str]:
+        """Of the packs, for their draws."""
+        return [f"{self.shard}/{self.first + n}" for n in range(len(self))]
 
     def take(self, first: int, last: int) -> "Packs":
         """The packs first to last - 1."""
         row, triplet = self.starts[[first, last]], self.triplet_starts[[first, last]]
         return Packs(
-            rows=self.rows[slice(*row)], starts=self.starts[first : last + 1] - row[0],
+            shard=self.shard, rows=self.rows[slice(*row)], starts=self.starts[first : last + 1] - row[0],
             triplets=self.triplets.take(slice(*triplet)),
-            triplet_starts=self.triplet_starts[first : last + 1] - triplet[0], names=self.names[first:last],
+            triplet_starts=self.triplet_starts[first : last + 1] - triplet[0], first=self.first + first,
         )  # fmt: skip
 
 
 def serialised_packs(
     rule: Rule, pool: Pool, payload: Payload, whole: Packs, fill: bool
-) -> Iterator[tuple[list[bytes], np.ndarray, dict[str, int]]]:
-    """Records, the number of triplets of each, and counts, some packs at a time."""
+) -> Iterator[tuple[list[bytes], np.ndarray, np.ndarray]]:
+    """Records, the number of triplets of each, and int64 PACK_COUNTS, some packs at a time."""
     for first, last in packs.chunks(pool.split.codes("length", whole.rows), whole.starts, PAYLOAD_BYTES):
         chunk = whole.take(first, last)
         distinct = np.unique(chunk.rows)
@@ -436,19 +446,18 @@ def serialised_packs(
             some = chunk.take(begin, end)
             found, starts, left_out = selection.select_within(
                 rule, pool.block(some.rows), pool.split.class_of(some.rows), some.starts, some.triplets,
-                some.triplet_starts, some.names, fill,
+                some.triplet_starts, some.names if fill else None,
             )  # fmt: skip
             place = np.searchsorted(distinct, some.rows)
             columns = {name: Column(values=of, index=place, starts=some.starts) for name, of in features.items()}
             columns["row"] = Column(values=some.rows, starts=some.starts)
             columns |= {name: Column(values=of, starts=starts) for name, of in found.items()}
             kinds = np.bincount(found["scope"] * len(selection.KINDS) + found["kind"], minlength=len(SCOPE_KINDS))
-            counts = {f"pack_{name}": count for name, count in left_out.items()}
-            counts |= zip(SCOPE_KINDS, kinds.tolist(), strict=True)
+            counts = np.array([len(some), len(some.rows), left_out["skipped"], left_out["guarded"], *kinds])
             yield examples.serialise(columns), np.diff(starts), counts
 
 
-Written = tuple[int, dict[str, Any], dict[str, int]]  # a triplet shard, its manifest entry, counts
+Written = tuple[int, dict[str, Any], list[int]]  # a triplet shard, its manifest entry, its PACK_COUNTS
 
 
 class WritePacks(_Step):
@@ -495,23 +504,20 @@ class WritePacks(_Step):
         triplets = triplets.take(packs.hash_order(rule, triplets))
         own, other = split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative)
         rows, row_starts, starts = packs.assemble(rule, triplets, own, other, self.job.pack_rows, number)
-        names = [f"{number}/{pack}" for pack in range(len(starts) - 1)]
-        whole = Packs(rows=rows, starts=row_starts, triplets=triplets, triplet_starts=starts, names=names)
-        counts = [{"packs": len(whole), "rows": len(rows), "pack_skipped": 0, "pack_guarded": 0}]
-        most = 0
+        whole = Packs(shard=str(number), rows=rows, starts=row_starts, triplets=triplets, triplet_starts=starts)
+        most, counts = 0, np.zeros(len(PACK_COUNTS), np.int64)
 
         def serialised() -> Iterator[bytes]:
-            nonlocal most
+            nonlocal most, counts
             fill = self.job.pack_rows != packs.LONE
             for written, sizes, found in serialised_packs(rule, self.pool, self.payload, whole, fill):
-                counts.append(found)
-                most = max(most, int(sizes.max()))
+                most, counts = max(most, int(sizes.max())), counts + found
                 yield from written
 
         path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
         entry = records.write_records(path, serialised())
         entry["max_pack_triplets"] = most  # so that a trainer can pad to one shape
-        return number, entry, _sum_counts(counts)
+        return number, entry, counts.tolist()
 
 
 def _sum_counts(counts: Any) -> dict[str, int]:
@@ -566,10 +572,10 @@ def graph(pipeline: beam.Pipeline, job_: Job, anchors: int, blocks: int, corpus_
     )
 
 
-def commit(written: list[tuple[int, dict[str, Any], dict[str, int]]], counts: dict[str, int], job_: Job) -> None:
+def commit(written: list[Written], counts: dict[str, int], job_: Job) -> None:
     """Writes triplets.json: from here on the round is mined."""
     written = sorted(written, key=lambda entry: entry[0])
-    packed = _sum_counts(entry[2] for entry in written)
+    packed = dict(zip(PACK_COUNTS, np.sum([entry[2] for entry in written], axis=0).tolist(), strict=True))
     if not packed["packs"]:
         raise InputError(
             f"round {job_.round} has no triplet, out of {counts['pairs']} pairs: {counts}. A larger --margin, other "
@@ -577,7 +583,7 @@ def commit(written: list[tuple[int, dict[str, Any], dict[str, int]]], counts: di
         )
     corpus = records.open_corpus(job_.run_dir)
     shards = [entry[1] for entry in written]
-    triplets = {scope: {kind: packed.get(f"{scope}/{kind}", 0) for kind in selection.KINDS} for scope in records.SCOPES}
+    triplets = {scope: {kind: packed[f"{scope}/{kind}"] for kind in selection.KINDS} for scope in records.SCOPES}
     fixed = ("pairs", "fallback", "guarded")
     manifest = {
         "format": records.TRIPLETS_FORMAT,
@@ -635,6 +641,12 @@ def work_items(job_: Job, anchors: int, blocks: int) -> Iterator[Item]:
             yield Item(number=n, first_column=c, last_column=min(c + step, blocks))
 
 
+def triplet_shards(pairs: int) -> int:
+    """How many triplet shards a round gets: 2,000 of growing size between the two limits of SHARD_PAIRS."""
+    least, most = SHARD_PAIRS
+    return -(-pairs // min(max(pairs // 2000, least), most))
+
+
 def clear_leftovers(job_: Job) -> None:
     """Removes what an interrupted run left and a new one does not continue with."""
     storage.remove(job_.directory / "triplets")  # without a manifest these are no triplets
@@ -655,7 +667,7 @@ def mine(job_: Job, options: Any) -> tuple[dict[str, Any], list[job.Worked]]:
     clear_leftovers(job_)
     anchors = draw_anchors(job_, pool)
     storage.write_atomically(job_.work / "anchors.npy", lambda path: np.save(path, anchors))
-    shards = -(-len(anchors) * job_.rule.positives // SHARD_PAIRS)
+    shards = triplet_shards(len(anchors) * job_.rule.positives)
     corpus_shards, blocks = len(pool.split.shards), selection.column_blocks(pool.rows)
     items = sum(1 for _ in work_items(job_, len(anchors), blocks))
     with live(

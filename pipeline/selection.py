@@ -827,7 +827,7 @@ def _select_within(
 
 def select_within(
     rule: Rule, block: Block, label: np.ndarray, starts: np.ndarray, corpus: Triplets, corpus_starts: np.ndarray,
-    names: Sequence[str], fill: bool = True,
+    names: Sequence[str] | None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, int]]:  # fmt: skip
     """The triplets of packs: those from the corpus first, then one for every other ordered pair of a label.
 
@@ -835,8 +835,7 @@ def select_within(
       block: the rows of all packs, one pack after the other. label: int64 [n]. starts: int64 [packs + 1], where
         each pack's rows begin.
       corpus: triplets over the packs' rows; corpus_starts: int64 [packs + 1], where each pack's begin.
-      names: of the packs, which are part of the draw.
-      fill: False for the corpus triplets alone.
+      names: of the packs, which are part of the draw; None for the corpus triplets alone.
     Returns:
       anchor, positive, negative (positions in their pack), kind, scope, int16 [T], d_ap, d_an, float32 [T]; int64
       [packs + 1], where each pack's triplets begin; counts `skipped` and `guarded` of pairs.
@@ -851,7 +850,7 @@ def select_within(
         starts,
         np.stack([corpus.anchor, corpus.positive, corpus.negative, corpus.kind.astype(np.int64)]),
         corpus_starts,
-        fill,
+        names is not None,
         np.array(rule.kinds),
         np.array([share for _, share in rule.shares]),
         rule.pick == "nearest",
@@ -859,7 +858,7 @@ def select_within(
         rule.min_negative_distance,
         rule.min_negative_ratio,
         rule.key("kind"),
-        np.array([rule.key(f"pack-negative/{name}") for name in names], np.uint64),
+        np.array([rule.key(f"pack-negative/{name}") for name in names or ()], np.uint64),
     )
     columns = dict(zip(("anchor", "positive", "negative", "kind", "scope"), place, strict=True))
     columns |= zip(("d_ap", "d_an"), distance, strict=True)

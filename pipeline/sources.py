@@ -61,7 +61,8 @@ class Rejected:
 class Source:
     """What takes a string takes the text after `name:`.
 
-    kind: of the payload, image, text or vector. parts: of the source. read: one part's examples. files: whose sizes
+    kind: of the payload, image, text or vector. parts: of the source, as JSON can hold them. read: one part's
+    examples. files: whose sizes
     and times show that nothing changed; None where they cannot.
     """
 
@@ -146,14 +147,13 @@ def _image_files(directory: str) -> list[Path]:
 
 
 def _image_parts(directory: str) -> list[Any]:
-    # As bytes: Beam's coders refuse what is not UTF-8.
-    names = [os.fsencode(p.relative_to(directory)) for p in _image_files(directory)]
+    names = [str(p.relative_to(directory)) for p in _image_files(directory)]
     return [(os.path.abspath(directory), names[i : i + 256]) for i in range(0, len(names), 256)]
 
 
-def _read_images(part: tuple[str, list[bytes]]) -> Iterator[Example | Rejected]:
+def _read_images(part: tuple[str, list[str]]) -> Iterator[Example | Rejected]:
     root, names = part
-    for name in map(os.fsdecode, names):
+    for name in names:
         path = Path(root, name)
         try:
             name.encode()

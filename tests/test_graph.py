@@ -32,7 +32,7 @@ def billion() -> proto.Pipeline:
     """A round over 10^9 rows, all anchors."""
     job_ = mine.Job(run_dir=Path("/run"), round=0, rule=selection.Rule(shares=(("semi-hard", 1.0),)))
     rows = 10**9
-    shards = rows // mine.SHARD_PAIRS
+    shards = mine.triplet_shards(rows)
     return portable(lambda p: mine.graph(p, job_, rows, selection.column_blocks(rows), shards, shards))
 
 

@@ -284,9 +284,8 @@ def test_triplets_within_packs_equal_a_loop(data, rule, cut, given_share):
     )  # fmt: skip
     corpus_starts = np.searchsorted(number, [0, 1, 2])
     for fill in (True, False):
-        found, ends, counts = selection.select_within(
-            rule, block, label, starts, triplets, corpus_starts, ["3/4", "3/5"], fill
-        )
+        names = ["3/4", "3/5"] if fill else None
+        found, ends, counts = selection.select_within(rule, block, label, starts, triplets, corpus_starts, names)
         skipped = 0
         for i, pack in enumerate(packs):
             mine = {name: column[ends[i] : ends[i + 1]] for name, column in found.items()}
