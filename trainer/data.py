@@ -39,7 +39,7 @@ class Decoded:
         return tf.ensure_shape(inputs, (None, *self._shape))
 
     def _look_up(self, rows: np.ndarray, payload: np.ndarray) -> np.ndarray:
-        found = [self._kept.get(row) for row in rows.tolist()]
+        found: list[Any] = [self._kept.get(row) for row in rows.tolist()]
         missing = [place for place, image in enumerate(found) if image is None]
         if missing:
             decoded = self._decode(tf.constant(payload[missing])).numpy()
