@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 import pytest
 from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -15,6 +16,7 @@ from apache_beam.portability.api import beam_runner_api_pb2 as proto
 from conftest import command as command_of
 
 from pipeline import command, ingest, job, mine, records, selection
+from pipeline.sources import encode_png
 
 PICKLED = python_urns.PICKLED_DOFN_INFO
 PAR_DO = common_urns.primitives.PAR_DO.urn
@@ -94,6 +96,27 @@ def test_side_inputs_are_single_values(graphs):
 
 def test_the_graph_does_not_grow_with_the_rows(graphs):
     assert graphs["mine of 10^9 rows"].ByteSize() < DATAFLOW_LIMIT / 50
+
+
+def test_ingests_graphs_do_not_grow_with_the_source(tmp_path, monkeypatch):
+    sizes = []
+    real = job.run
+
+    def watch(options, build):
+        sizes.append(portable(build).ByteSize())
+        return real(options, build)
+
+    monkeypatch.setattr(job, "run", watch)
+    for classes, rows in ((2, 5), (30, 20)):
+        for row in range(rows):
+            for c in range(classes):
+                path = tmp_path / f"{classes}-classes" / f"class-{c:03d}" / f"{row:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode_png(np.full((2, 2), row, np.uint8)))
+        source = f"images:{tmp_path / f'{classes}-classes'}"
+        assert ingest.main(["--run_dir", str(tmp_path / f"{classes}-run"), "--source", source]) == 0
+    few, many = sizes[:2], sizes[2:]
+    assert all(abs(a - b) < 100 for a, b in zip(few, many, strict=True)), sizes
 
 
 def test_items_listed_by_a_worker_cover_all_anchors_and_columns():
