@@ -18,22 +18,22 @@ BYTES_LIST, FLOAT_LIST, INT64_LIST = 0x0A, 0x12, 0x1A
 
 
 class Strings:
-    """Byte strings, end to end: string i is data[bounds[i]:bounds[i + 1]]."""
+    """Rows of `width` byte strings each, end to end: string i is data[bounds[i]:bounds[i + 1]]."""
 
-    def __init__(self, strings: Sequence[bytes]):
-        self.data = np.frombuffer(b"".join(strings), np.uint8)
+    def __init__(self, strings: Sequence[bytes], width: int = 1):
+        self.data, self.width = np.frombuffer(b"".join(strings), np.uint8), width
         self.bounds = np.concatenate([[0], np.cumsum(list(map(len, strings)))]).astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self.bounds) - 1
+        return (len(self.bounds) - 1) // self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One feature of n examples: of example i, values[index[starts[i]]] to values[index[starts[i + 1] - 1]].
 
-    values: strings, or an int64 or float32 array [m, ...], of which an example has whole rows. starts: int64 [n + 1].
-    index: int64; None: the values in their order.
+    values: rows of strings, or of an integer or float32 array [m, ...]; an example has whole rows.
+    starts: int64 [n + 1]. index: int64; None: the rows in their order.
     """
 
     values: Strings | np.ndarray
@@ -161,6 +161,7 @@ def serialise(columns: dict[str, Column]) -> list[bytes]:
         key, values, starts = np.frombuffer(name.encode(), np.uint8), column.values, column.starts
         if isinstance(values, Strings):
             index = np.arange(len(values)) if column.index is None else column.index
+            index, starts = (index[:, None] * values.width + np.arange(values.width)).ravel(), starts * values.width
             sizes = _string_sizes(values.bounds, index, starts)
             parts.append((key, sizes, False, _put_strings, (values.data, values.bounds, index, starts)))
             continue

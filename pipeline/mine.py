@@ -376,9 +376,13 @@ class Payload:
         Rows that are not kept are read, in order of position. Safe between threads.
         """
         with self._lock:
-            return self._features(rows)
+            self._load(rows)
+            columns = zip(*map(self._kept.__getitem__, rows.tolist()), strict=True)
+        return {
+            name: self._joined(of, values) for (name, of), values in zip(self.schema.items(), columns, strict=True)
+        }
 
-    def _features(self, rows: np.ndarray) -> dict[str, Strings | np.ndarray]:
+    def _load(self, rows: np.ndarray) -> None:
         tf = records.import_tensorflow()
         missing = np.array([row for row in rows.tolist() if row not in self._kept], np.int64)
         if self._bytes + self.split.codes("length", missing).sum() > CACHE_BYTES:
@@ -387,18 +391,22 @@ class Payload:
             examples = self.split.read(missing)
             self._bytes += sum(map(len, examples))
             parsed = tf.io.parse_example(tf.constant(examples), self.schema)
-            columns = [parsed[name].numpy() for name in self.schema]
+            columns = [self._cut(of, parsed[name].numpy()) for name, of in self.schema.items()]
             self._kept.update(zip(missing.tolist(), zip(*columns, strict=True), strict=True))
-        by_name = zip(self.schema, zip(*map(self._kept.__getitem__, rows.tolist()), strict=True), strict=True)
-        return {name: _joined(values) for name, values in by_name}
 
+    @staticmethod
+    def _cut(of: Any, column: np.ndarray) -> list[Any]:
+        """What is kept of a parsed feature, by row: a string, several strings, or the bytes of numbers."""
+        if of.dtype == "string":
+            return [tuple(row) for row in column.reshape(len(column), -1)] if of.shape else column.tolist()
+        return [row.tobytes() for row in column]
 
-def _joined(values: tuple[Any, ...]) -> Strings | np.ndarray:
-    """One feature's values by row, each a string, or numbers, or an array of either (of strings: one a row)."""
-    if isinstance(values[0], bytes):  # not through an array of bytes, which drops NULs at an end
-        return Strings(values)
-    stacked = np.stack(values)
-    return Strings(stacked.ravel().tolist()) if stacked.dtype == object else stacked
+    @staticmethod
+    def _joined(of: Any, values: tuple[Any, ...]) -> Strings | np.ndarray:
+        if of.dtype == "string":
+            strings = tuple(itertools.chain.from_iterable(values)) if of.shape else values
+            return Strings(strings, len(strings) // len(values))
+        return np.frombuffer(b"".join(values), of.dtype.as_numpy_dtype).reshape(len(values), *of.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,9 +47,11 @@ def test_examples_share_values_by_index(dtype):
     columns = {
         "table": Column(values=table, index=index, starts=starts),
         "text": Column(values=Strings([b"a", b"", b"\0", b"d"]), index=index, starts=starts),
+        "words": Column(values=Strings([b"%d" % n for n in range(8)], 2), index=index, starts=starts),
     }
     for number, made in enumerate(examples.serialise(columns)):
         here = index[starts[number] : starts[number + 1]]
         found = records.parse_example(made)
         np.testing.assert_array_equal(found["table"], table[here].ravel())
         assert found["text"] == [[b"a", b"", b"\0", b"d"][i] for i in here]
+        assert found["words"] == [word for i in here for word in (b"%d" % (2 * i), b"%d" % (2 * i + 1))]

@@ -189,6 +189,7 @@ def tfrecords(tmp_path_factory):
                         "score": np.array([number / 2], np.float32),
                         "tags": [b"tag"] * (number % 3),
                         "note": [f"note {number}".encode()],
+                        "pair": [b"%d" % number, b"\0"],
                     }
                 )
                 for number, (name, data) in enumerate(drawings)
@@ -205,6 +206,7 @@ def test_tfrecords_reach_packs_with_the_features_nobody_declared(tfrecords, tmp_
         "image": {"kind": "image", "shape": [105, 105, 1], "dtype": "uint8"},
         "box": {"kind": "extra", "shape": [4], "dtype": "int64"},
         "note": {"kind": "extra", "shape": [], "dtype": "bytes"},
+        "pair": {"kind": "extra", "shape": [2], "dtype": "bytes"},
         "score": {"kind": "extra", "shape": [], "dtype": "float32"},
         "source/label": {"kind": "extra", "shape": [], "dtype": "int64"},
         "tags": {"kind": "extra", "shape": [None], "dtype": "bytes"},
@@ -221,6 +223,7 @@ def test_tfrecords_reach_packs_with_the_features_nobody_declared(tfrecords, tmp_
         np.testing.assert_array_equal(pack["box"].reshape(-1, 4), [row["box"] for row in rows])
         np.testing.assert_array_equal(pack["score"], [row["score"][0] for row in rows])
         assert pack["note"] == [row["note"][0] for row in rows]
+        assert pack["pair"] == [text for row in rows for text in row["pair"]]
         assert pack["image"] == [row["image"][0] for row in rows] and "tags" not in pack
     assert train.main(["--run_dir", str(run)]) == 0
 
