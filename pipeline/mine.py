@@ -37,7 +37,7 @@ from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
 
 ITEM_BLOCKS = 8  # anchor blocks of a work item
 ITEM_COLUMNS = 64  # column blocks of a work item, for `nearest`
-SHARD_PAIRS = (4096, 28_000)  # anchor-positive pairs of a triplet shard: in small rounds, and in the largest
+SHARD_PAIRS = (4096, 26_000)  # anchor-positive pairs of a triplet shard: in small rounds, and in the largest
 CACHE_BYTES = 256 << 20  # column blocks kept per process
 SCOPE_KINDS = [f"{scope}/{kind}" for scope in records.SCOPES for kind in selection.KINDS]
 PACK_COUNTS = ("packs", "rows", "pack_skipped", "pack_guarded", *SCOPE_KINDS)  # of a triplet shard
