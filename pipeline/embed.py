@@ -127,7 +127,7 @@ class Embedder:
         def embed_batch(records: Any) -> Any:
             return self.model(decode_records(corpus.features, records, shape), training=False)
 
-        self._embed_batch = embed_batch
+        self._embed_batch = embed_batch.get_concrete_function()  # traced here, once: threads would each do it
 
     def __call__(self, records: list[bytes], first_row: int = 0) -> np.ndarray:
         """float32 [n, dim], L2-normalised, on the grid. `first_row` only names rows in errors."""

@@ -1,6 +1,7 @@
 """Embeddings written for others."""
 
 import csv
+import logging
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -69,3 +70,15 @@ def test_images_are_resized_as_tensorflow_resizes_them(size, channels):
     for shape in ([*size, channels], [None, None, channels]):
         found = embed.decode({"image": {"kind": "image", "shape": shape}}, encoded, (32, 24, channels))
         np.testing.assert_allclose(found[0], expected, atol=1e-3)
+
+
+def test_threads_that_embed_draw_no_warning_of_retracing(digits, caplog, monkeypatch):
+    """TensorFlow counts a trace for each call that is under way meanwhile, and warned from the second checkpoint on."""
+    logger = records.import_tensorflow().get_logger()
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    corpus = records.open_corpus(digits)
+    serialised = corpus.split("train").read(np.arange(4 * embed.BATCH))
+    for _ in range(4):
+        embed.Embedder(records.checkpoint_path(digits, 0), corpus)(serialised)
+    assert "retracing" not in caplog.text
