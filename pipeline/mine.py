@@ -41,7 +41,7 @@ SHARD_PAIRS = (4096, 26_000)  # anchor-positive pairs of a triplet shard: in sma
 CACHE_BYTES = 256 << 20  # column blocks kept per process
 SCOPE_KINDS = [f"{scope}/{kind}" for scope in records.SCOPES for kind in selection.KINDS]
 PACK_COUNTS = ("packs", "rows", "pack_skipped", "pack_guarded", *SCOPE_KINDS)  # of a triplet shard
-PAYLOAD_BYTES = 64 << 20  # payload held at a time while a shard is written
+PAYLOAD_BYTES = 64 << 20  # payload held at a time while shards are written
 SLICE_ROWS = 2048  # of packs that a thread fills and serialises at a time: only speed
 
 
@@ -442,10 +442,13 @@ class Packs:
 
 
 def serialised_packs(
-    rule: Rule, pool: Pool, payload: Payload, whole: Packs, fill: bool
+    rule: Rule, pool: Pool, payload: Payload, whole: Packs, fill: bool, limit: int = PAYLOAD_BYTES
 ) -> Iterator[tuple[list[bytes], np.ndarray, np.ndarray]]:
-    """Records, the number of triplets of each, and int64 PACK_COUNTS, some packs at a time."""
-    for first, last in packs.chunks(pool.split.codes("length", whole.rows), whole.starts, PAYLOAD_BYTES):
+    """Records, the number of triplets of each, and int64 PACK_COUNTS, some packs at a time.
+
+    limit: bytes of payload that are held at a time, if a pack has no more.
+    """
+    for first, last in packs.chunks(pool.split.codes("length", whole.rows), whole.starts, limit):
         chunk = whole.take(first, last)
         distinct = np.unique(chunk.rows)
         features = payload(distinct)
@@ -517,8 +520,8 @@ class WritePacks(_Step):
 
         def serialised() -> Iterator[bytes]:
             nonlocal most, counts
-            fill = self.job.pack_rows != packs.LONE
-            for written, sizes, found in serialised_packs(rule, self.pool, self.payload, whole, fill):
+            fill, limit = self.job.pack_rows != packs.LONE, PAYLOAD_BYTES // (self.job.threads + 1)
+            for written, sizes, found in serialised_packs(rule, self.pool, self.payload, whole, fill, limit):
                 most, counts = max(most, int(sizes.max())), counts + found
                 yield from written
 
