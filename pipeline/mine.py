@@ -42,6 +42,7 @@ CACHE_BYTES = 256 << 20  # column blocks kept per process
 SCOPE_KINDS = [f"{scope}/{kind}" for scope in records.SCOPES for kind in selection.KINDS]
 PACK_COUNTS = ("packs", "rows", "pack_skipped", "pack_guarded", *SCOPE_KINDS)  # of a triplet shard
 PAYLOAD_BYTES = 64 << 20  # payload held at a time while shards are written
+COLLAPSED, COLLAPSE_ROWS = 0.99, 4096  # a mean of so many embeddings that is as long: they lie together
 SLICE_ROWS = 2048  # of packs that a thread fills and serialises at a time: only speed
 
 
@@ -588,9 +589,17 @@ def commit(written: list[Written], counts: dict[str, int], job_: Job) -> None:
     written = sorted(written, key=lambda entry: entry[0])
     packed = dict(zip(PACK_COUNTS, np.sum([entry[2] for entry in written], axis=0).tolist(), strict=True))
     if not packed["packs"]:
+        pool = Pool(job_)
+        norm = np.linalg.norm(pool.embeddings(pool.row(np.arange(min(pool.rows, COLLAPSE_ROWS)))).mean(axis=0))
         raise InputError(
-            f"round {job_.round} has no triplet, out of {counts['pairs']} pairs: {counts}. A larger --margin, other "
-            f"--negatives or weaker guards find more; anchors without a positive need more rows in their class."
+            f"round {job_.round} has no triplet, out of {counts['pairs']} pairs: {counts}. "
+            + (
+                f"All embeddings lie together (their mean has norm {norm:.3f}): start from other weights, or warm up "
+                f"with another --learning_rate, in a new --run_dir."
+                if norm > COLLAPSED
+                else "A larger --margin, other --negatives or weaker guards find more; anchors without a positive need "
+                "more rows in their class."
+            )
         )
     corpus = records.open_corpus(job_.run_dir)
     shards = [entry[1] for entry in written]

@@ -341,6 +341,17 @@ def test_ctrl_c_in_a_worker_is_ctrl_c(fresh_run, monkeypatch):
     assert mine.main(["--run_dir", str(fresh_run)]) == 0
 
 
+def test_a_network_that_maps_everything_to_one_point_is_named_as_the_reason(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = np.ones((60, 8), np.float32) + 1e-5 * rng.standard_normal((60, 8)).astype(np.float32)
+    np.savez(tmp_path / "same.npz", vectors=vectors, labels=np.arange(60) % 3)
+    run = ["--run_dir", str(tmp_path / "run")]
+    assert ingest.main([*run, "--source", f"arrays:{tmp_path / 'same.npz'}"]) == 0
+    assert train.main([*run, "--init", "--model", "benchmarks.peers:identity"]) == 0
+    with pytest.raises(InputError, match="All embeddings lie together .their mean has norm 1.000"):
+        mine.main(run)
+
+
 def test_a_round_without_any_triplet_is_refused(fresh_run):
     """A band narrower than the grid holds nothing."""
     with pytest.raises(InputError, match="round 0 has no triplet, out of 1258 pairs"):
