@@ -193,6 +193,9 @@ def random_packs(run_dir: Path, number: int, seed: int) -> None:
     made = rows = 0
     for shard, entry in enumerate(manifest["shards"]):
         count = manifest["packs"] // len(manifest["shards"]) + (shard < manifest["packs"] % len(manifest["shards"]))
+        if count == 0:
+            entry.update(records.write_records(path.parent / entry["file"], []), max_pack_triplets=0)
+            continue
         width = min(len(usable), options["pack_rows"] // fill)
         classes = [rng.choice(usable, width, replace=False) for _ in range(count)]
         row = np.concatenate(

@@ -38,10 +38,10 @@ from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
 ITEM_BLOCKS = 8  # anchor blocks of a work item
 ITEM_COLUMNS = 64  # column blocks of a work item, for `nearest`
 SHARD_PAIRS = (4096, 26_000)  # anchor-positive pairs of a triplet shard: in small rounds, and in the largest
-CACHE_BYTES = 256 << 20  # column blocks kept per process
+CACHE_BYTES = 256 << 20  # column blocks kept per process, and as much of payload
 SCOPE_KINDS = [f"{scope}/{kind}" for scope in records.SCOPES for kind in selection.KINDS]
 PACK_COUNTS = ("packs", "rows", "pack_skipped", "pack_guarded", *SCOPE_KINDS)  # of a triplet shard
-PAYLOAD_BYTES = 64 << 20  # payload held at a time while shards are written
+PAYLOAD_BYTES = 64 << 20  # payload held at a time while shards are written, if their packs are not larger
 COLLAPSED, COLLAPSE_ROWS = 0.99, 4096  # a mean of so many embeddings that is as long: they lie together
 SLICE_ROWS = 2048  # of packs that a thread fills and serialises at a time: only speed
 
@@ -487,23 +487,35 @@ class WritePacks(_Step):
         self.payload = Payload(self.pool)
 
     def start_bundle(self) -> None:
-        self.started, self.packs = time.monotonic(), 0
+        self.started, self.packs = 0.0, 0
         self.threads = ThreadPoolExecutor(self.job.threads + 1)  # one waits for the disk
         self.one_blas_thread = selection.one_blas_thread()
         self.under_way: collections.deque[Future[Written]] = collections.deque()
 
     def process(self, element: tuple[int, Any]) -> Iterator[Written]:
         number, parts = element
-        triplets = Triplets.concatenate([Triplets.none(), *parts])
-        self.under_way.append(self.threads.submit(self.write, number, triplets))
-        while len(self.under_way) > self.job.threads:
-            yield self.written()
+        self.started = self.started or time.monotonic()
+        try:
+            triplets = Triplets.concatenate([Triplets.none(), *parts])
+            self.under_way.append(self.threads.submit(self.write, number, triplets))
+            while len(self.under_way) > self.job.threads:
+                yield self.written()
+        except BaseException:  # the bundle is not finished then; its shards must not be written beside a next try's
+            self.stop()
+            raise
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        with self.threads, self.one_blas_thread:
+        try:
             while self.under_way:
                 yield WindowedValue(self.written(), MIN_TIMESTAMP, (GlobalWindow(),))
+        finally:
+            self.stop()
         job.count("write", "packs", self.packs, self.started)
+
+    def stop(self) -> None:
+        """Waits for the shards that are being written, leaves out those that have not begun."""
+        self.threads.shutdown(cancel_futures=True)
+        self.one_blas_thread.restore_original_limits()
 
     def written(self) -> Written:
         """Waits for the shard that began first."""
@@ -758,7 +770,7 @@ def main(argv: list[str]) -> int:
     work.add_argument("--anchors", type=int, help="this many anchors (all)")
     work.add_argument("--class_pool", type=int, help="this round embeds and sees this many classes (all)")
     work.add_argument("--pack_rows", type=int, default=128, help="rows a record holds; 3: lone triplets (128)")
-    work.add_argument("--threads", type=int, default=os.cpu_count(), help="of the scan, per worker (all cores)")
+    work.add_argument("--threads", type=int, default=os.cpu_count(), help="of scan and writing, per worker (all cores)")
     command.add_options(parser)
     arguments, rest = parser.parse_known_args(argv)
     command.begin(arguments)

@@ -111,8 +111,9 @@ def sha256_of_json(value: Any) -> str:
 
 def open_array(path: Path) -> np.ndarray:
     """A .npy file of ours, mapped: only what is looked at is read."""
-    local = storage.local_copy(path)
-    return _open_array(local, local.stat().st_mtime_ns)
+    with storage.copying:
+        local = storage.local_copy(path)
+        return _open_array(local, local.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)

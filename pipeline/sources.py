@@ -62,8 +62,7 @@ class Source:
     """What takes a string takes the text after `name:`.
 
     kind: of the payload, image, text or vector. parts: of the source, as JSON can hold them. read: one part's
-    examples. files: whose sizes
-    and times show that nothing changed; None where they cannot.
+    examples. files: whose sizes and times show that nothing changed; None where they cannot.
     """
 
     kind: Callable[[str], str]

@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,11 +71,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Any:
     return result
 
 
+copying = threading.RLock()  # held while a copy is made, and by who must not have it dropped by another thread
+
+
 def local_copy(path: Path) -> Path:
     """The file itself, or a copy on the local disk: for what can be mapped, or is read by others' code."""
     if is_local(path):
         return path
-    return Path(_copies(os.getpid(), str(path), _fs(path).ukey(_key(path)), path))
+    with copying:
+        return Path(_copies(os.getpid(), str(path), _fs(path).ukey(_key(path)), path))
 
 
 # A path hashes by its text, so that the version (ukey) tells one file by that name from the next.

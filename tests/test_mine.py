@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shutil
+import threading
 
 import apache_beam as beam
 import numpy as np
@@ -350,6 +351,30 @@ def test_a_network_that_maps_everything_to_one_point_is_named_as_the_reason(tmp_
     assert train.main([*run, "--init", "--model", "benchmarks.peers:identity"]) == 0
     with pytest.raises(InputError, match="All embeddings lie together .their mean has norm 1.000"):
         mine.main(run)
+
+
+def test_no_shard_is_written_on_after_its_bundle_failed(digits):
+    """Its threads would write beside those of the next try, which may have other options."""
+    manifest_job = mine.Job(run_dir=digits, round=0, rule=selection.Rule(), threads=2)
+    step, running, release = mine.WritePacks(manifest_job, 5), [], threading.Event()
+
+    def write(number, triplets):
+        if number == 0:
+            raise OSError("no space left")
+        running.append(number)
+        release.wait()
+
+    step.write = write
+    step.start_bundle()
+    threading.Timer(0.2, release.set).start()
+    with pytest.raises(OSError, match="no space"):
+        for number in range(5):
+            list(step.process((number, [selection.Triplets.none()])))
+    assert release.is_set(), "it waited for what was under way"
+    done = list(running)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        step.threads.submit(write, 9, None)
+    assert running == done and 9 not in done
 
 
 def test_a_round_without_any_triplet_is_refused(fresh_run):

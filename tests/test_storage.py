@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec.implementations.memory
 import numpy as np
 import pytest
 from conftest import command as run_command
@@ -178,3 +180,18 @@ def test_a_copy_is_of_the_newest_version():
     for value in (1, 2):
         storage.write_atomically(path, lambda temporary, v=value: np.save(temporary, np.full(3, v)))
         assert records.open_array(path).tolist() == [value] * 3
+
+
+def test_threads_that_open_one_remote_array_share_a_copy(monkeypatch):
+    """Each made a copy of its own, and all but one were removed before they were read."""
+    path = storage.location(f"memory://threads-{os.getpid()}/a.npy")
+    storage.write_atomically(path, lambda temporary: np.save(temporary, np.arange(10)))
+    real = fsspec.implementations.memory.MemoryFileSystem.get_file
+
+    def slow(*arguments, **options):
+        time.sleep(0.05)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "get_file", slow)
+    with ThreadPoolExecutor(3) as pool:
+        assert [int(array.sum()) for array in pool.map(records.open_array, [path] * 3)] == [45] * 3

@@ -352,3 +352,13 @@ def test_no_autotuning_thread_is_waited_for_at_the_end_of_an_epoch(mined):
     batches = data.triplet_batches(records.manifest_path(mined, 0).parent, manifest, (8, 8, 1), 128, seed=0)
     assert batches.options().autotune.enabled is False
     assert data.online_batches(corpus, (8, 8, 1), 2, 2, 1, seed=0).options().autotune.enabled is False
+
+
+def test_a_rounds_decoded_images_go_with_it(mined, tmp_path, monkeypatch):
+    """One process trains all rounds, and TensorFlow keeps what a numpy_function refers to."""
+    made = []
+    monkeypatch.setattr(train, "Decoded", lambda *arguments: made.append(data.Decoded(*arguments)) or made[-1])
+    run = shutil.copytree(mined, tmp_path / "run")
+    assert train.main(["--run_dir", str(run)]) == 0
+    [decoded] = made
+    assert not decoded._kept

@@ -38,6 +38,10 @@ class Decoded:
         inputs = tf.numpy_function(self._look_up, [rows, payload], tf.float32, stateful=False)
         return tf.ensure_shape(inputs, (None, *self._shape))
 
+    def clear(self) -> None:
+        """Forgets the rows. TensorFlow never lets go of a numpy_function, nor of this with it."""
+        self._kept.clear()
+
     def _look_up(self, rows: np.ndarray, payload: np.ndarray) -> np.ndarray:
         found: list[Any] = [self._kept.get(row) for row in rows.tolist()]
         missing = [place for place, image in enumerate(found) if image is None]

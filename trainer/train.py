@@ -290,7 +290,10 @@ def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
             optimizer = keras.optimizers.Adam(arguments.learning_rate)
             restore_optimizer(optimizer, round_.model, records.checkpoint_path(run_dir, number).parent, round_.digest)
         keras.utils.set_random_seed(arguments.seed)
-        return train_round(arguments, round_, optimizer, strategy)
+        try:
+            return train_round(arguments, round_, optimizer, strategy)
+        finally:
+            round_.decoded.clear()
 
 
 def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, strategy: Any) -> int:
