@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.records import InputError
 from pipeline.selection import _compile
 
 # Field numbers with their wire type, "length and bytes", in tensorflow/core/example/{example,feature}.proto.
 FIRST, SECOND = 0x0A, 0x12
 BYTES_LIST, FLOAT_LIST, INT64_LIST = 0x0A, 0x12, 0x1A
+LARGEST = 1 << 31  # bytes from which on protobuf reads no message
 
 
 class Strings:
@@ -155,7 +157,11 @@ def _put_floats(out, at, name, sizes, data, starts):
 
 
 def serialise(columns: dict[str, Column]) -> list[bytes]:
-    """The serialised Examples, each with one feature per column."""
+    """The serialised Examples, each with one feature per column.
+
+    Raises:
+      InputError: for an Example that no reader could parse.
+    """
     parts: list[tuple[Any, ...]] = []  # of each feature: its name, its lists' sizes, and what writes them
     for name, column in sorted(columns.items(), key=lambda item: item[0].encode()):
         key, values, starts = np.frombuffer(name.encode(), np.uint8), column.values, column.starts
@@ -173,6 +179,8 @@ def serialise(columns: dict[str, Column]) -> list[bytes]:
             parts.append((key, _int_sizes(values, starts), True, _put_ints, (values, starts)))
     features = sum(_entry_sizes(sizes, key, packed) for key, sizes, packed, *_ in parts)
     whole = _example_sizes(features)
+    if whole.max() >= LARGEST:
+        raise InputError(f"a record of {whole.max():,} bytes, and tf.train.Example holds 2 GB: lower --pack_rows")
     ends = np.cumsum(whole)
     out, at = np.empty(int(ends[-1]), np.uint8), ends - whole
     _put_heads(out, at, features)

@@ -55,3 +55,11 @@ def test_examples_share_values_by_index(dtype):
         np.testing.assert_array_equal(found["table"], table[here].ravel())
         assert found["text"] == [[b"a", b"", b"\0", b"d"][i] for i in here]
         assert found["words"] == [word for i in here for word in (b"%d" % (2 * i), b"%d" % (2 * i + 1))]
+
+
+def test_a_record_that_nobody_could_read_is_refused(monkeypatch):
+    monkeypatch.setattr(examples, "LARGEST", 1000)
+    column = Column(values=Strings([bytes(400), bytes(600)]), starts=np.array([0, 1, 2]))
+    assert len(examples.serialise({"image": column})) == 2
+    with pytest.raises(records.InputError, match="a record of 1,0.. bytes.*lower --pack_rows"):
+        examples.serialise({"image": Column(values=column.values, starts=np.array([0, 2]))})
