@@ -413,7 +413,7 @@ def ingest(arguments: argparse.Namespace, options: Any) -> tuple[dict[str, Any],
                 | "Spread" >> beam.Reshuffle()
                 | "Write" >> beam.ParDo(WriteShard(staging, new))
                 | "Gather" >> beam.combiners.ToList()
-                | "Commit" >> beam.Map(commit, staging, new)
+                | "Commit" >> beam.Map(lambda entries: commit(entries, staging, new))  # a URL is no Path to Beam
             ),
         )
     storage.remove(staging)
