@@ -544,7 +544,7 @@ def _pick_between(scores, lo, hi, which):
 
 @_compile
 def _nearest_between(scores, rows, lo, hi):
-    """The position of the largest score in (lo, hi], ties to the lower row; -1 if there is none."""
+    """The position of the largest score in (lo, hi], ties to the lower row; there must be one."""
     best = -1
     for j in range(len(scores)):
         if lo < scores[j] <= hi and (

@@ -15,6 +15,7 @@ from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2 as proto
 from conftest import command as command_of
 
+from benchmarks import scale
 from pipeline import command, ingest, job, mine, records, selection
 from pipeline.sources import encode_png
 
@@ -22,6 +23,7 @@ PICKLED = python_urns.PICKLED_DOFN_INFO
 PAR_DO = common_urns.primitives.PAR_DO.urn
 ONE_VALUE = {"Count columns", "Sum counts"}  # what side inputs may come from: combined over everything
 DATAFLOW_LIMIT = 10 << 20  # bytes of a job's graph
+VALUE_LIMIT = 10 << 20  # bytes of what one worker gathers
 
 
 def portable(build) -> proto.Pipeline:
@@ -137,6 +139,15 @@ def test_no_key_is_hot_and_no_value_large_on_1000_workers():
     assert done.returncode == 0 and "0 of 14 rows short" in done.stdout, done.stdout + done.stderr
 
 
+def test_no_value_grows_too_large_with_the_triplets():
+    """The manifest's entries are gathered by one worker, a shard's triplets by another."""
+    for pairs in (1, 4096, 10**6, 10**8, 10**9):
+        shards = mine.triplet_shards(pairs)
+        assert shards * scale.entry_bytes(shards) < VALUE_LIMIT
+        assert pairs / shards * scale.triplets_bytes(1) < VALUE_LIMIT
+    assert mine.triplet_shards(140_000) == 35, "small rounds keep their shards, and with them their bytes"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -155,8 +166,10 @@ def test_an_engine_that_is_missing_is_named(options, said, monkeypatch):
         job.beam_options(options)
 
 
-def test_options_come_from_a_file(digits, tmp_path, capsys):
+def test_options_come_from_a_file(digits, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(command.log, "propagate", True)
     (tmp_path / "engine.args").write_text("--runner=PortableRunner\n--job_endpoint=localhost:1\n")
     for module, source in ((ingest, ["--source", "digits"]), (mine, [])):
         code = command.once(module.main, ["--run_dir", str(digits), *source, f"@{tmp_path / 'engine.args'}"])
-        assert code == 4
+        assert code == 4 and "no job server answers at --job_endpoint localhost:1" in caplog.text
+        caplog.clear()

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import struct
 
@@ -259,3 +260,9 @@ def test_a_file_name_that_is_no_utf8_is_rejected_and_does_not_end_ingest(tmp_pat
     os.utime(odd, (0, 0))  # looked at anew: nothing has changed
     ingested(run, f"images:{source}")
     assert "already ingested" in capsys.readouterr().out
+
+
+def test_ingest_prints_what_its_workers_counted(tmp_path, capsys):
+    assert ingest.main(["--run_dir", str(tmp_path / "run"), "--source", "digits"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"read +1,797 examples +[\d.]+ +[\d,]+\n +write +1,797 rows", said), said
