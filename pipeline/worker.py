@@ -29,7 +29,7 @@ class Worker:
     def __init__(self, module: str, lock: int, quiet: bool = False):
         self._module, self._lock, self._quiet = module, lock, quiet
         self._process: subprocess.Popen[str] | None = None
-        self._calling = False
+        self._calling = self._ended = False
         self._start()
 
     def call(self, module: str, *arguments: object) -> int:
@@ -38,9 +38,11 @@ class Worker:
         A command that is killed is started again: all of ours go on where they were.
         """
         for _ in range(DEATHS):
+            if self._ended:  # by another thread
+                return 1
             self._start()
             assert self._process and self._process.stdin
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError, ValueError):  # it has ended; or `end` has closed the pipe
                 self._process.stdin.write(json.dumps([module, *map(str, arguments)]) + "\n")
                 self._process.stdin.flush()
             self._calling = True
@@ -68,9 +70,12 @@ class Worker:
         )  # fmt: skip
         os.close(write)
         self._replies = os.fdopen(read, encoding="utf-8")
+        if self._ended:  # meanwhile
+            self.end()
 
     def end(self) -> None:
-        """Ends the process; a command in it saves its state first."""
+        """Ends the process, for good; a command in it saves its state first."""
+        self._ended = True
         if self._process and self._process.poll() is None:
             if self._calling:
                 self._process.terminate()

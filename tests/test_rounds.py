@@ -55,6 +55,15 @@ def test_a_set_of_the_overlap_is_reproduced_from_its_manifest(mined, tmp_path):
     assert not records.checkpoint_path(run, 3).exists()
 
 
+def test_a_worker_that_was_ended_is_not_started_again():
+    """Of two side by side the miner's thread may ask once more, and left a process behind."""
+    worker = Worker("pipeline.progress", lock=-1)
+    worker.end()
+    ended = worker._process
+    assert worker.call("pipeline.records") != 0
+    assert worker._process is ended and ended.poll() is not None
+
+
 @pytest.mark.slow
 def test_a_killed_miner_and_a_killed_trainer_come_back(digits, tmp_path):
     runs = [shutil.copytree(digits, tmp_path / name) for name in ("calm", "killed")]
