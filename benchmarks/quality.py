@@ -206,7 +206,8 @@ def random_packs(run_dir: Path, number: int, seed: int) -> None:
             triplets=selection.Triplets.none(), triplet_starts=np.zeros(count + 1, np.int64),
         )  # fmt: skip
         written = list(mine.serialised_packs(rule, pool, payload, drawn, True))
-        entry.update(records.write_records(path.parent / entry["file"], (one for part in written for one in part[0])))
+        parts = [(part, len(sizes)) for part, sizes, _ in written]
+        entry.update(records.write_framed(path.parent / entry["file"], parts))
         sizes = np.concatenate([part[1] for part in written])
         entry["max_pack_triplets"] = int(sizes.max())
         made, rows = made + int(sizes.sum()), rows + len(row)

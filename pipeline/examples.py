@@ -1,7 +1,8 @@
-"""Many tf.train.Examples serialised at once, in compiled code that leaves the GIL: a round has millions of triplets.
+"""Many tf.train.Examples serialised at once as TFRecords, in compiled code that leaves the GIL: a round has millions.
 
 The bytes are those of protobuf's deterministic serialisation (https://protobuf.dev/programming-guides/encoding/): an
-Example is a map of named lists, its entries in order of their names.
+Example is a map of named lists, its entries in order of their names. Around each is the frame of a TFRecord
+(https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details).
 """
 
 from collections.abc import Sequence
@@ -17,17 +18,47 @@ from pipeline.selection import _compile
 FIRST, SECOND = 0x0A, 0x12
 BYTES_LIST, FLOAT_LIST, INT64_LIST = 0x0A, 0x12, 0x1A
 LARGEST = 1 << 31  # bytes from which on protobuf reads no message
+HEADER, FOOTER = 12, 4  # bytes of a frame before and after an Example
 
 
 class Strings:
-    """Rows of `width` byte strings each, end to end: string i is data[bounds[i]:bounds[i + 1]]."""
+    """Rows of `width` byte strings each, end to end: string i is data[bounds[i]:bounds[i + 1]].
 
-    def __init__(self, strings: Sequence[bytes], width: int = 1):
-        self.data, self.width = np.frombuffer(b"".join(strings), np.uint8), width
-        self.bounds = np.concatenate([[0], np.cumsum(list(map(len, strings)))]).astype(np.int64)
+    Rows can be appended while other threads look at those that are there.
+    """
+
+    def __init__(self, strings: Sequence[bytes] = (), width: int = 1):
+        self.width, self._count = width, 0
+        self.data, self.bounds = np.empty(0, np.uint8), np.zeros(1, np.int64)
+        self.append(strings)
 
     def __len__(self) -> int:
-        return (len(self.bounds) - 1) // self.width
+        return self._count // self.width
+
+    def append(self, strings: Sequence[bytes]) -> None:
+        end = self.bounds[self._count]
+        self.data = _appended(self.data, int(end), np.frombuffer(b"".join(strings), np.uint8))
+        bounds = end + np.cumsum(np.fromiter(map(len, strings), np.int64, len(strings)))
+        self.bounds = _appended(self.bounds, self._count + 1, bounds)
+        self._count += len(strings)
+
+    def take(self, rows: np.ndarray) -> "Strings":
+        """Some rows, by place, as a copy."""
+        taken = Strings(width=self.width)
+        index = (rows[:, None] * self.width + np.arange(self.width)).ravel()
+        taken.data, taken.bounds = _gather(self.data, self.bounds, index)
+        taken._count = len(index)
+        return taken
+
+
+def _appended(room: np.ndarray, size: int, values: np.ndarray) -> np.ndarray:
+    """`values` after the first `size` of `room`; in a larger array if it has no place for them."""
+    end = size + len(values)
+    if end > len(room):
+        room, old = np.empty(2 * end, room.dtype), room
+        room[:size] = old[:size]
+    room[size:end] = values
+    return room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +72,75 @@ class Column:
     values: Strings | np.ndarray
     starts: np.ndarray
     index: np.ndarray | None = None
+
+
+@_compile
+def _gather(data, bounds, index):
+    ends = np.zeros(len(index) + 1, np.int64)
+    for i, k in enumerate(index):
+        ends[i + 1] = ends[i] + bounds[k + 1] - bounds[k]
+    out = np.empty(ends[-1], np.uint8)
+    for i, k in enumerate(index):
+        out[ends[i] : ends[i + 1]] = data[bounds[k] : bounds[k + 1]]
+    return out, ends
+
+
+def _crc_tables() -> np.ndarray:
+    """uint32 [8, 256]: what a byte does to a CRC-32C when it and 0 to 7 bytes more are shifted out ("slicing by 8",
+    https://doi.org/10.1109/ISCC.2005.1 by Kounavis and Berry)."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1).astype(np.uint32)
+    tables = [table]
+    for _ in range(7):
+        tables.append(table[tables[-1] & 0xFF] ^ (tables[-1] >> 8))
+    return np.stack(tables)
+
+
+_CRC = _crc_tables()
+
+
+@_compile
+def _put_crc(out, at, start, end):
+    """The masked CRC-32C of out[start:end], at `at`."""
+    crc = np.uint32(0xFFFFFFFF)
+    i = start
+    while i + 8 <= end:
+        crc ^= (
+            np.uint32(out[i])
+            | (np.uint32(out[i + 1]) << np.uint32(8))
+            | (np.uint32(out[i + 2]) << np.uint32(16))
+            | (np.uint32(out[i + 3]) << np.uint32(24))
+        )
+        crc = (
+            _CRC[7, crc & np.uint32(0xFF)]
+            ^ _CRC[6, (crc >> np.uint32(8)) & np.uint32(0xFF)]
+            ^ _CRC[5, (crc >> np.uint32(16)) & np.uint32(0xFF)]
+            ^ _CRC[4, crc >> np.uint32(24)]
+            ^ _CRC[3, out[i + 4]]
+            ^ _CRC[2, out[i + 5]]
+            ^ _CRC[1, out[i + 6]]
+            ^ _CRC[0, out[i + 7]]
+        )
+        i += 8
+    while i < end:
+        crc = _CRC[0, (crc ^ np.uint32(out[i])) & np.uint32(0xFF)] ^ (crc >> np.uint32(8))
+        i += 1
+    crc ^= np.uint32(0xFFFFFFFF)
+    masked = ((crc >> np.uint32(15)) | (crc << np.uint32(17))) + np.uint32(0xA282EAD8)
+    for k in range(4):
+        out[at + k] = np.uint8((masked >> np.uint32(8 * k)) & np.uint32(0xFF))
+
+
+@_compile
+def _put_frames(out, starts, sizes):
+    """Around Examples of `sizes` bytes from `starts` on."""
+    for i in range(len(starts)):
+        header, end = starts[i] - HEADER, starts[i] + sizes[i]
+        for k in range(8):
+            out[header + k] = np.uint8((sizes[i] >> (8 * k)) & 0xFF)
+        _put_crc(out, header + 8, header, header + 8)
+        _put_crc(out, end, starts[i], end)
 
 
 @_compile
@@ -156,8 +256,8 @@ def _put_floats(out, at, name, sizes, data, starts):
         at[i] = end + sizes[i]
 
 
-def serialise(columns: dict[str, Column]) -> list[bytes]:
-    """The serialised Examples, each with one feature per column.
+def serialise(columns: dict[str, Column]) -> np.ndarray:
+    """Examples, each with one feature per column, as TFRecords one after the other: uint8 [bytes].
 
     Raises:
       InputError: for an Example that no reader could parse.
@@ -181,9 +281,10 @@ def serialise(columns: dict[str, Column]) -> list[bytes]:
     whole = _example_sizes(features)
     if whole.max() >= LARGEST:
         raise InputError(f"a record of {whole.max():,} bytes, and tf.train.Example holds 2 GB: lower --pack_rows")
-    ends = np.cumsum(whole)
-    out, at = np.empty(int(ends[-1]), np.uint8), ends - whole
+    starts = np.cumsum(whole + HEADER + FOOTER) - whole - FOOTER
+    out, at = np.empty(int(starts[-1] + whole[-1]) + FOOTER, np.uint8), starts.copy()
     _put_heads(out, at, features)
     for key, sizes, _, put, arguments in parts:
         put(out, at, key, sizes, *arguments)
-    return [out[start:end].tobytes() for start, end in zip((ends - whole).tolist(), ends.tolist(), strict=True)]
+    _put_frames(out, starts, whole)
+    return out

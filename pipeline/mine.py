@@ -117,6 +117,8 @@ class Pool:
 
     def position(self, rows: np.ndarray) -> np.ndarray:
         """int64 [n]: a row's place among the pool's rows; for a row outside, that of the next inside."""
+        if self.rows == self.split.rows:
+            return rows
         place = np.searchsorted(self.classes, self.split.class_of(rows))
         inside = (place < len(self.classes)) & (
             self.classes[np.minimum(place, len(self.classes) - 1)] == self.split.class_of(rows)
@@ -126,6 +128,8 @@ class Pool:
 
     def row(self, positions: np.ndarray) -> np.ndarray:
         """int64 [n]: the rows at these places; the inverse of `position`."""
+        if self.rows == self.split.rows:
+            return positions
         place = np.searchsorted(self._first, positions, "right") - 1
         return self.split.first_rows[self.classes[place]] + positions - self._first[place]
 
@@ -367,9 +371,14 @@ class Payload:
         for name, spec in pool.corpus.packed_features.items():
             shape = [] if spec["kind"] in ("image", "text") else spec["shape"]
             self.schema[name] = tf.io.FixedLenFeature(shape, dtypes.get(spec["dtype"], tf.string))
-        self._kept: dict[int, tuple[Any, ...]] = {}
-        self._bytes = 0
         self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        widths = {name: int(np.prod(of.shape)) if of.dtype == "string" else 1 for name, of in self.schema.items()}
+        self._kept = {name: Strings(width=width) for name, width in widths.items()}  # numbers as their bytes
+        self._rows, self._place = np.empty(0, np.int64), np.empty(0, np.int64)  # ascending; where each is in _kept
+        self._bytes = 0
 
     def __call__(self, rows: np.ndarray) -> dict[str, Strings | np.ndarray]:
         """Features of rows, ascending and different: Strings, or arrays of numbers [n, ...].
@@ -378,36 +387,35 @@ class Payload:
         """
         with self._lock:
             self._load(rows)
-            columns = zip(*map(self._kept.__getitem__, rows.tolist()), strict=True)
+            kept, place = self._kept, self._place[np.searchsorted(self._rows, rows)]
+        taken = {name: strings.take(place) for name, strings in kept.items()}
         return {
-            name: self._joined(of, values) for (name, of), values in zip(self.schema.items(), columns, strict=True)
+            name: taken[name]
+            if of.dtype == "string"
+            else taken[name].data.view(of.dtype.as_numpy_dtype).reshape(len(rows), *of.shape)
+            for name, of in self.schema.items()
         }
 
     def _load(self, rows: np.ndarray) -> None:
         tf = records.import_tensorflow()
-        missing = np.array([row for row in rows.tolist() if row not in self._kept], np.int64)
+        missing = np.setdiff1d(rows, self._rows, assume_unique=True)
+        if not len(missing):
+            return
         if self._bytes + self.split.codes("length", missing).sum() > CACHE_BYTES:
-            self._kept, self._bytes, missing = {}, 0, rows
-        if len(missing):
-            examples = self.split.read(missing)
-            self._bytes += sum(map(len, examples))
-            parsed = tf.io.parse_example(tf.constant(examples), self.schema)
-            columns = [self._cut(of, parsed[name].numpy()) for name, of in self.schema.items()]
-            self._kept.update(zip(missing.tolist(), zip(*columns, strict=True), strict=True))
-
-    @staticmethod
-    def _cut(of: Any, column: np.ndarray) -> list[Any]:
-        """What is kept of a parsed feature, by row: a string, several strings, or the bytes of numbers."""
-        if of.dtype == "string":
-            return [tuple(row) for row in column.reshape(len(column), -1)] if of.shape else column.tolist()
-        return [row.tobytes() for row in column]
-
-    @staticmethod
-    def _joined(of: Any, values: tuple[Any, ...]) -> Strings | np.ndarray:
-        if of.dtype == "string":
-            strings = tuple(itertools.chain.from_iterable(values)) if of.shape else values
-            return Strings(strings, len(strings) // len(values))
-        return np.frombuffer(b"".join(values), of.dtype.as_numpy_dtype).reshape(len(values), *of.shape)
+            self._forget()
+            missing = rows
+        examples = self.split.read(missing)
+        self._bytes += sum(map(len, examples))
+        parsed = tf.io.parse_example(tf.constant(examples), self.schema)
+        for name, of in self.schema.items():
+            column = parsed[name].numpy()
+            self._kept[name].append(
+                column.ravel().tolist() if of.dtype == "string" else [row.tobytes() for row in column]
+            )
+        place = np.append(self._place, len(self._rows) + np.arange(len(missing)))
+        rows = np.append(self._rows, missing)
+        order = np.argsort(rows)
+        self._rows, self._place = rows[order], place[order]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,8 +452,8 @@ class Packs:
 
 def serialised_packs(
     rule: Rule, pool: Pool, payload: Payload, whole: Packs, fill: bool, limit: int = PAYLOAD_BYTES
-) -> Iterator[tuple[list[bytes], np.ndarray, np.ndarray]]:
-    """Records, the number of triplets of each, and int64 PACK_COUNTS, some packs at a time.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """TFRecords, uint8, the number of triplets of each, and int64 PACK_COUNTS, some packs at a time.
 
     limit: bytes of payload that are held at a time, if a pack has no more.
     """
@@ -531,15 +539,15 @@ class WritePacks(_Step):
         whole = Packs(shard=str(number), rows=rows, starts=row_starts, triplets=triplets, triplet_starts=starts)
         most, counts = 0, np.zeros(len(PACK_COUNTS), np.int64)
 
-        def serialised() -> Iterator[bytes]:
+        def serialised() -> Iterator[tuple[np.ndarray, int]]:
             nonlocal most, counts
             fill, limit = self.job.pack_rows != packs.LONE, PAYLOAD_BYTES // (self.job.threads + 1)
             for written, sizes, found in serialised_packs(rule, self.pool, self.payload, whole, fill, limit):
                 most, counts = max(most, int(sizes.max())), counts + found
-                yield from written
+                yield written, len(sizes)
 
         path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
-        entry = records.write_records(path, serialised())
+        entry = records.write_framed(path, serialised())
         entry["max_pack_triplets"] = most  # so that a trainer can pad to one shape
         return number, entry, counts.tolist()
 

@@ -151,7 +151,25 @@ def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
             raise OSError(f"{path}: {error.message}") from None
         return count, temporary.stat().st_size, sha256_of_file(temporary)
 
-    count, size, checksum = storage.write_atomically(path, write)
+    return _entry(path, *storage.write_atomically(path, write))
+
+
+def write_framed(path: Path, parts: Iterable[tuple[np.ndarray, int]]) -> dict[str, Any]:
+    """`write_records` for records that have their frames: parts of a TFRecord file, uint8, and the records of each."""
+
+    def write(temporary: Path) -> tuple[int, int, str]:
+        count, checksum = 0, hashlib.sha256()
+        with temporary.open("wb") as file:
+            for data, records in parts:
+                file.write(data.data)
+                checksum.update(data.data)
+                count += records
+            return count, file.tell(), checksum.hexdigest()
+
+    return _entry(path, *storage.write_atomically(path, write))
+
+
+def _entry(path: Path, count: int, size: int, checksum: str) -> dict[str, Any]:
     return {"file": path.name, "records": count, "bytes": size, "sha256": checksum}
 
 
