@@ -185,7 +185,7 @@ def random_packs(run_dir: Path, number: int, seed: int) -> None:
         run_dir=run_dir, round=number, rule=rule, corpus_fingerprint=manifest["corpus_fingerprint"],
         checkpoint_digest=manifest["checkpoint_digest"],
     )  # fmt: skip
-    pool = mine.Pool(job)
+    pool = job.open_pool()
     payload = mine.Payload(pool)
     rng = np.random.default_rng([seed, number])
     first, fill = pool.split.first_rows, packs.FILL

@@ -187,7 +187,6 @@ import sys, time
 import numpy as np
 from pathlib import Path
 from pipeline import records, selection
-from pipeline.mine import Job, Pool
 run_dir = Path(sys.argv[1])
 tf = records.import_tensorflow()
 corpus = records.open_corpus(run_dir)

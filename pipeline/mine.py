@@ -31,8 +31,9 @@ from apache_beam.utils.windowed_value import WindowedValue
 from pipeline import command, examples, job, packs, records, selection, storage
 from pipeline.embed import Embedder
 from pipeline.examples import Column, Strings
+from pipeline.pool import Pool
 from pipeline.progress import Stage, live
-from pipeline.records import Corpus, InputError, Split
+from pipeline.records import Corpus, InputError
 from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
 
 ITEM_BLOCKS = 8  # anchor blocks of a work item
@@ -72,8 +73,12 @@ class Job:
 
     @property
     def embeddings(self) -> Path:
-        pool = [self.class_pool, self.rule.seed, self.rule.round] if self.class_pool else None
-        return records.embeddings_dir(self.run_dir, self.round, self.corpus_fingerprint, self.checkpoint_digest, pool)
+        return records.embeddings_dir(
+            self.run_dir, self.round, self.corpus_fingerprint, self.checkpoint_digest, self.class_pool, self.rule.seed
+        )
+
+    def open_pool(self) -> Pool:
+        return Pool(self.run_dir, self.round, self.checkpoint_digest, self.class_pool, self.rule.seed)
 
     @property
     def work(self) -> Path:
@@ -95,81 +100,6 @@ class Item:
     number: int
     first_column: int
     last_column: int
-
-
-class Pool:
-    """The rows that take part in a round: those of the train split, or of the classes drawn for it."""
-
-    def __init__(self, job_: Job):
-        self.corpus: Corpus = records.open_corpus(job_.run_dir)
-        self.split: Split = self.corpus.split("train")
-        sizes = np.diff(self.split.first_rows)
-        self.classes = np.arange(len(sizes))
-        if job_.class_pool is not None and job_.class_pool < len(sizes):
-            drawn = np.argsort(selection.row_hashes(job_.rule.key("class-pool"), self.classes), kind="stable")
-            self.classes = np.sort(drawn[: job_.class_pool])
-        self._first = np.concatenate([[0], np.cumsum(sizes[self.classes])]).astype(np.int64)
-        self.directory = job_.embeddings
-
-    @property
-    def rows(self) -> int:
-        return int(self._first[-1])
-
-    def position(self, rows: np.ndarray) -> np.ndarray:
-        """int64 [n]: a row's place among the pool's rows; for a row outside, that of the next inside."""
-        if self.rows == self.split.rows:
-            return rows
-        place = np.searchsorted(self.classes, self.split.class_of(rows))
-        inside = (place < len(self.classes)) & (
-            self.classes[np.minimum(place, len(self.classes) - 1)] == self.split.class_of(rows)
-        )
-        first = self.split.first_rows[self.classes[np.minimum(place, len(self.classes) - 1)]]
-        return np.where(inside, self._first[place] + rows - first, self._first[place])
-
-    def row(self, positions: np.ndarray) -> np.ndarray:
-        """int64 [n]: the rows at these places; the inverse of `position`."""
-        if self.rows == self.split.rows:
-            return positions
-        place = np.searchsorted(self._first, positions, "right") - 1
-        return self.split.first_rows[self.classes[place]] + positions - self._first[place]
-
-    @functools.cached_property
-    def shard_positions(self) -> np.ndarray:
-        """int64 [shards + 1]: where each corpus shard's rows begin among the pool's."""
-        ends = self.position(np.minimum(self.split.shard_rows, self.split.rows - 1))
-        ends[self.split.shard_rows >= self.split.rows] = self.rows
-        return ends
-
-    def shard_rows(self, number: int) -> np.ndarray:
-        """int64 [n]: the pool's rows in a corpus shard."""
-        return self.row(np.arange(self.shard_positions[number], self.shard_positions[number + 1]))
-
-    def embedding_path(self, number: int) -> Path:
-        return self.directory / self.split.shards[number]["file"].replace(".tfrecord", ".npy")
-
-    def embeddings(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, dim] of rows of the pool, read by position."""
-        positions = self.position(rows)
-        order = np.argsort(positions, kind="stable")
-        cuts = np.searchsorted(positions[order], self.shard_positions)
-        out: np.ndarray | None = None
-        for number in np.flatnonzero(np.diff(cuts)):
-            where = order[cuts[number] : cuts[number + 1]]
-            stored = records.open_array(self.embedding_path(int(number)))
-            if out is None:
-                out = np.empty((len(rows), stored.shape[1]), np.float32)
-            out[where] = stored[positions[where] - self.shard_positions[number]]
-        assert out is not None, "no rows asked for"
-        return out
-
-    def block(self, rows: np.ndarray) -> Block:
-        """Rows with everything that selection wants to know of them."""
-        return Block(
-            row=rows,
-            embedding=self.embeddings(rows),
-            content=self.split.codes("content", rows) if self.split.copies else None,
-            group=self.split.codes("group", rows) if self.split.grouped else None,
-        )
 
 
 class Columns:
@@ -211,7 +141,7 @@ class _Step(beam.DoFn):
         self.job = job_
 
     def setup(self) -> None:
-        self.pool = Pool(self.job)
+        self.pool = self.job.open_pool()
 
 
 class EmbedShard(_Step):
@@ -609,7 +539,7 @@ def commit(written: list[Written], counts: dict[str, int], job_: Job) -> None:
     written = sorted(written, key=lambda entry: entry[0])
     packed = dict(zip(PACK_COUNTS, np.sum([entry[2] for entry in written], axis=0).tolist(), strict=True))
     if not packed["packs"]:
-        pool = Pool(job_)
+        pool = job_.open_pool()
         norm = np.linalg.norm(pool.embeddings(pool.row(np.arange(min(pool.rows, COLLAPSE_ROWS)))).mean(axis=0))
         raise InputError(
             f"round {job_.round} has no triplet, out of {counts['pairs']} pairs: {counts}. "
@@ -698,7 +628,7 @@ def clear_leftovers(job_: Job) -> None:
 def mine(job_: Job, options: Any) -> tuple[dict[str, Any], list[job.Worked]]:
     """Mines a round. Returns its manifest, and what the workers did."""
     started = time.time()
-    pool = Pool(job_)
+    pool = job_.open_pool()
     if len(pool.classes) < 2:
         raise InputError(
             f"{pool.corpus.directory}: classes that take part: {len(pool.classes)}; a negative needs two. Raise "

@@ -418,12 +418,18 @@ def manifest_path(run_dir: Path, number: int) -> Path:
 
 
 def embeddings_dir(
-    run_dir: Path, number: int, corpus_fingerprint: str, checkpoint_digest: str, pool: list[int] | None
+    run_dir: Path,
+    number: int,
+    corpus_fingerprint: str,
+    checkpoint_digest: str,
+    class_pool: int | None = None,
+    seed: int = 0,
 ) -> Path:
     """Named by the content of what made them, so they are never stale.
 
-    pool: what drew the classes that are embedded, [classes, seed, round]; None for the whole train split.
+    class_pool: how many classes, drawn with the seed, are embedded; None for the whole train split.
     """
+    pool = [class_pool, seed, number] if class_pool else None
     key = sha256_of_json([corpus_fingerprint, checkpoint_digest, pool])
     return round_dir(run_dir, number) / "embeddings" / key[:16]
 

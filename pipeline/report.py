@@ -204,7 +204,7 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
     most = findings.packs_to_read(manifest) if packs is None else min(packs, manifest["packs"])
     sample = findings.read_sample(directory / "triplets", manifest, most)
     classes = np.stack([split.class_of(sample.anchor), split.class_of(sample.negative)], axis=1)
-    embeddings = records.embeddings_dir(run_dir, number, corpus.fingerprint, manifest["checkpoint_digest"], None)
+    embeddings = records.embeddings_dir(run_dir, number, corpus.fingerprint, manifest["checkpoint_digest"])
     suspects, checked = findings.suspects(sample, split, embeddings)
     if corpus.manifest["splits"]["train"]["label_conflicts"]:
         suspects = findings.with_conflicts(suspects, split)

@@ -17,6 +17,7 @@ from test_ingest import write_images
 
 from pipeline import ingest, job, mine, packs, records, selection
 from pipeline.embed import Embedder
+from pipeline.pool import Pool
 from pipeline.records import InputError
 from pipeline.selection import KINDS
 from tests import oracle
@@ -65,7 +66,7 @@ def test_every_triplet_obeys_the_definitions(fresh_run, arguments):
     if options["class_pool"]:
         classes = np.unique(label[np.concatenate([pack["row"] for pack in written])])
         assert len(classes) <= options["class_pool"]
-        pool = mine.Pool(mine.Job(run_dir=fresh_run, round=0, rule=selection.Rule(seed=options["seed"]), class_pool=6))
+        pool = Pool(fresh_run, 0, "", class_pool=6, seed=options["seed"])
         assert set(classes) <= set(pool.classes.tolist())
         pooled = np.flatnonzero(np.isin(label, pool.classes))
 
