@@ -62,7 +62,7 @@ def test_one_step_is_that_of_three_towers():
     for gradient, change in zip(expected, found, strict=True):
         np.testing.assert_allclose(-change, gradient, atol=1e-5)
     active = np.sum(0.2 + d_ap - d_an > 0)
-    np.testing.assert_allclose(values, [loss, active, np.sum(d_ap), np.sum(d_an)], rtol=1e-5)
+    np.testing.assert_allclose(values, [loss, active, np.sum(d_ap), np.sum(d_an), 0.0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 40])

@@ -92,6 +92,18 @@ def test_training_makes_retrieval_better_and_stops_when_done(mined, tmp_path, ca
     assert "trained already" in capsys.readouterr().out
 
 
+def test_the_learning_rate_falls_over_as_many_rounds_as_asked(mined, tmp_path, monkeypatch):
+    run, rates, decayed = shutil.copytree(mined, tmp_path / "run"), [], train.decayed
+    monkeypatch.setattr(train, "decayed", lambda *given: rates[-1].append(decayed(*given)) or rates[-1][-1])
+    for _ in range(3):
+        assert mine.main(["--run_dir", str(run), *(["--anchors", "200"] if rates else [])]) == 0
+        rates.append([])
+        assert train.main(["--run_dir", str(run), "--decay_rounds", "2"]) == 0
+    first, second, third = rates
+    assert (np.diff(first + second) < 0).all() and first[0] == third[0] == 0.001
+    assert first[-1] >= 0.00055 >= second[0] and second[-1] < 0.0003
+
+
 def dropout_network(shape):
     inputs = keras.Input(shape)
     x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs)))
@@ -172,6 +184,9 @@ def test_vectors_train_too(tmp_path):
         (["--model", "a:b"], "--model goes with --init"),
         (["--learning_rate", "-1"], "--learning_rate must be above 0"),
         (["--steps", "3"], "--steps does nothing here"),
+        (["--decay_rounds", "0"], "--decay_rounds must be above 0"),
+        (["--stored_rows", "-1"], "--stored_rows must be 0 or more"),
+        (["--online", "--stored_rows", "9"], "--stored_rows does nothing here"),
         (["--margin", "0.7"], "--margin does nothing here"),
         (["--online", "--epochs", "2"], "--epochs does nothing here"),
         (["--batch_rows", "100"], "less than a pack's 128 rows"),

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.embed import decode, decode_records
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
+from trainer.stored import StoredRows
 
 tf = import_tensorflow()
 
@@ -63,6 +64,7 @@ def triplet_batches(
     first_batch: int = 0,
     pad: bool = False,
     decoded: Decoded | None = None,
+    stored: StoredRows | None = None,
 ) -> Any:
     """One epoch of a round's packs, in an order drawn from `seed`.
 
@@ -72,6 +74,7 @@ def triplet_batches(
       first_batch: how many batches of the epoch to leave out at its start.
       pad: to one shape, R = batch_rows and T = the most triplets that so many packs have.
       decoded: kept from epoch to epoch of a round.
+      stored: for the entries that `losses.stored_rows_loss` takes.
     Returns:
       A tf.data.Dataset of dicts. inputs: [R, *input_shape], float32, of texts string, and real: float32 [R], 0 where a
       row is padding; triplets: int32 [T, 3], positions in inputs of anchor, positive, negative, and valid: float32 [T],
@@ -105,9 +108,11 @@ def triplet_batches(
         ]
         inputs = decoded(pack["row"].values, pack[name].values)
         triplets = tf.cast(tf.stack(sides, axis=1), tf.int32)
-        inputs, real = padded(inputs, batch_rows if pad else tf.shape(inputs)[0])
+        rows = batch_rows if pad else tf.shape(inputs)[0]
+        inputs, real = padded(inputs, rows)
         triplets, valid = padded(triplets, most if pad else tf.shape(triplets)[0])
-        return {"inputs": inputs, "real": real, "triplets": triplets, "valid": valid}
+        batch = {"inputs": inputs, "real": real, "triplets": triplets, "valid": valid}
+        return batch | (stored.of_batch(pack["row"].values, rows) if stored else {})
 
     return _ahead(packs.map(parse))
 

@@ -61,6 +61,36 @@ def contrastive_loss(d_ap: Any, d_an: Any, margin: float, valid: Any = None) -> 
 LOSSES = {"triplet": triplet_loss, "active-triplet": active_triplet_loss, "contrastive": contrastive_loss}
 
 
+STORED_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
+
+
+def stored_rows_loss(
+    embeddings: Any, stored: Any, stored_positive: Any, stored_negative: Any, batch_positive: Any
+) -> Any:
+    """For an anchor and each of its positives, log(1 + sum over its stored negatives of exp((a.n - a.p) / t)).
+
+    The (N+1)-tuplet loss (Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, equation 6, NIPS
+    2016), a smooth form of the triplet loss in which each pair meets all its negatives, the nearest most. Positives are
+    stored rows and rows of the batch; t is STORED_TEMPERATURE. No gradient goes to stored rows. The mean over an
+    anchor's positives, then over the anchors that have positives and negatives; 0 if there is none.
+
+    Args:
+      embeddings: float32 [r, dim]; stored: float32 [n, dim], L2-normalised.
+      stored_positive, stored_negative: bool [r, n]; batch_positive: bool [r, r].
+    """
+    embeddings = tf.cast(embeddings, tf.float32)
+    to_stored = tf.matmul(embeddings, stored, transpose_b=True) / STORED_TEMPERATURE
+    in_batch = tf.matmul(embeddings, embeddings, transpose_b=True) / STORED_TEMPERATURE
+    negatives = tf.reduce_logsumexp(tf.where(stored_negative, to_stored, -1e9), axis=1, keepdims=True)
+    total, count = 0.0, 0.0
+    for similarity, positive in ((to_stored, stored_positive), (in_batch, batch_positive)):
+        weight = tf.cast(positive, tf.float32)
+        total += tf.reduce_sum(tf.nn.softplus(negatives - similarity) * weight, axis=1)
+        count += tf.reduce_sum(weight, axis=1)
+    counted = tf.reduce_any(stored_negative, axis=1) & (count > 0)
+    return _mean(tf.math.divide_no_nan(total, count), tf.cast(counted, tf.float32))
+
+
 def triplet_semihard_loss(labels: Any, embeddings: Any, margin: float = 1.0) -> Any:
     """In-batch semi-hard triplet loss, with the meaning of TensorFlow Addons' `triplet_semihard_loss`.
 

@@ -68,9 +68,9 @@ def _call_with_mask(layer: Any, real: Any, inputs: Any, training: Any = None, ma
 class Step:
     """Updates the model from one batch of `trainer.data.triplet_batches` per device.
 
-    The gradient is that of the loss's mean over the triplets of all devices' batches (of `active-triplet`: of each
-    device's mean, weighted by its triplets). Batch normalisation takes its statistics per device, as usual, unless
-    its layers are `synchronized`.
+    The gradient is that of the loss's mean over the triplets of all devices' batches (of `active-triplet` and of stored
+    rows: of each device's mean, weighted by its triplets). Batch normalisation takes its statistics per device, as
+    usual, unless its layers are `synchronized`.
     """
 
     def __init__(
@@ -85,18 +85,23 @@ class Step:
         @tf.function(jit_compile=jit)  # type: ignore[untyped-decorator]
         def gradients(batch: dict[str, Any], share: Any) -> Any:
             with tf.GradientTape() as tape:
-                d_ap, d_an = self._distances(batch)
+                embeddings = self._embed(batch)
+                d_ap, d_an = losses.triplet_distances(embeddings, batch["triplets"])
                 value = losses.LOSSES[loss](d_ap, d_an, margin, batch["valid"])
-                weighted = value * share
-            return value, _sums(d_ap, d_an, margin, batch["valid"]), tape.gradient(weighted, model.trainable_variables)
+                of_stored = _stored_rows_loss(embeddings, batch)
+                weighted = (value + of_stored) * share
+            sums = _sums(d_ap, d_an, margin, batch["valid"])
+            return value, sums, of_stored, tape.gradient(weighted, model.trainable_variables)
 
         def on_one(batch: dict[str, Any], share: Any) -> Any:
-            value, sums, found = gradients(batch, share)
+            value, sums, of_stored, found = gradients(batch, share)
             optimizer.apply_gradients(zip(found, model.trainable_variables, strict=True))
-            return tf.concat([[value * share], sums * tf.cast(share > 0, tf.float32)], axis=0)
+            sums *= tf.cast(share > 0, tf.float32)
+            return tf.concat([[value * share], sums, [of_stored * share]], axis=0)
 
         def measure_one(batch: dict[str, Any]) -> Any:
-            return _sums(*self._distances(batch), margin, batch["valid"])
+            d_ap, d_an = losses.triplet_distances(self._embed(batch), batch["triplets"])
+            return _sums(d_ap, d_an, margin, batch["valid"])
 
         @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
         def on_all(batches: Any, shares: Any) -> Any:
@@ -105,12 +110,13 @@ class Step:
         self._on_all = on_all
         self._measure = tf.function(measure_one, input_signature=[spec])
 
-    def _distances(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def _embed(self, batch: dict[str, Any]) -> Any:
         with _statistics_of(self._model, batch["real"]) if self._jit else nullcontext():
-            return losses.triplet_distances(self._model(batch["inputs"], training=True), batch["triplets"])
+            return self._model(batch["inputs"], training=True)
 
     def __call__(self, batches: list[dict[str, Any]]) -> np.ndarray:
-        """float64 [4]: the loss, and over the batches' triplets how many are active, and the sums of d_ap and d_an."""
+        """float64 [5]: the loss; over the batches' triplets how many are active, and the sums of d_ap and d_an; and
+        the loss of the stored rows."""
         replicas = self._strategy.num_replicas_in_sync
         counts = [float(tf.reduce_sum(batch["valid"])) for batch in batches]
         missing = replicas - len(batches)  # at the end of an epoch: a batch again, with no weight
@@ -141,6 +147,12 @@ class Step:
         for variable, value in zip(self._model.non_trainable_variables, state, strict=True):
             variable.assign(value)
         return active / total
+
+
+def _stored_rows_loss(embeddings: Any, batch: dict[str, Any]) -> Any:
+    """0 for a batch without stored rows."""
+    names = ("stored", "stored_positive", "stored_negative", "batch_positive")
+    return losses.stored_rows_loss(embeddings, *(batch[name] for name in names)) if "stored" in batch else 0.0
 
 
 def _sums(d_ap: Any, d_an: Any, margin: float, valid: Any) -> Any:

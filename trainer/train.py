@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline import command, records, storage
 from pipeline.embed import Embedder, check_output, decode_records, input_spec, network_input_shape
+from pipeline.pool import Pool
 from pipeline.progress import Stage, live
 from pipeline.records import Corpus, InputError, import_tensorflow
 from pipeline.selection import draw_key
@@ -31,6 +32,7 @@ from trainer.data import Decoded, online_batches, packs_per_batch, triplet_batch
 from trainer.evaluate import embed_split, retrieval
 from trainer.state import Resumable, restore_optimizer, save_optimizer
 from trainer.step import Step, mixed_precision, strategy_for
+from trainer.stored import StoredRows
 
 tf = import_tensorflow()
 import keras  # noqa: E402
@@ -193,9 +195,9 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
 
 
 def decayed(learning_rate: float, progress: float) -> float:
-    """From the full rate to a tenth of it along half a cosine, within a round: what a round leaves is mined with.
+    """From the full rate to a tenth of it along half a cosine, then the full rate again.
 
-    Loshchilov and Hutter, SGDR (https://arxiv.org/abs/1608.03983), a restart a round.
+    Loshchilov and Hutter, SGDR (https://arxiv.org/abs/1608.03983); a restart each round, or all --decay_rounds.
     """
     return learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
@@ -230,6 +232,7 @@ class Round:
     run_dir: Path
     triplets: Path  # a local directory with the round's shards
     decoded: Decoded
+    stored: StoredRows | None
 
     @property
     def train_dir(self) -> Path:
@@ -239,12 +242,18 @@ class Round:
         seed = int(draw_key(arguments.seed, self.number, f"epoch/{epoch}")) & 0x7FFFFFFF
         return triplet_batches(
             self.triplets, self.manifest, self.shape, arguments.batch_rows, seed, first_batch, pad=arguments.jit,
-            decoded=self.decoded,
+            decoded=self.decoded, stored=self.stored,
         )  # fmt: skip
+
+    def clear(self) -> None:
+        """Frees what is kept for the batches."""
+        self.decoded.clear()
+        if self.stored:
+            self.stored.clear()
 
 
 def open_round(
-    run_dir: Path, mined: int, number: int, corpus: Corpus, manifest: dict[str, Any], triplets: Path
+    run_dir: Path, mined: int, number: int, corpus: Corpus, manifest: dict[str, Any], triplets: Path, stored_rows: int
 ) -> Round:
     """Opens a checkpoint for a mined round, whose own checkpoint is compared with the manifest."""
     source = records.checkpoint_path(run_dir, mined)
@@ -260,9 +269,13 @@ def open_round(
         model = records.load_checkpoint(source)
         digest = records.checkpoint_digest(model)
     shape = network_input_shape(model, corpus.features, source)
+    stored = None
+    if stored_rows:
+        class_pool, seed = manifest["options"]["class_pool"], manifest["options"]["seed"]
+        stored = StoredRows(Pool(run_dir, mined, manifest["checkpoint_digest"], class_pool, seed), stored_rows, seed)
     return Round(
         corpus=corpus, mined=mined, number=number, manifest=manifest, digest=digest, model=model, shape=shape,
-        run_dir=run_dir, triplets=triplets, decoded=Decoded(manifest["features"], shape),
+        run_dir=run_dir, triplets=triplets, decoded=Decoded(manifest["features"], shape), stored=stored,
     )  # fmt: skip
 
 
@@ -286,14 +299,14 @@ def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
     strategy = strategy_for(tf.config.list_physical_devices("GPU"))
     with storage.fetched(records.manifest_path(run_dir, mined).parent, files) as triplets:
         with strategy.scope():
-            round_ = open_round(run_dir, mined, number, corpus, manifest, triplets)
+            round_ = open_round(run_dir, mined, number, corpus, manifest, triplets, arguments.stored_rows)
             optimizer = keras.optimizers.Adam(arguments.learning_rate)
             restore_optimizer(optimizer, round_.model, records.checkpoint_path(run_dir, number).parent, round_.digest)
         keras.utils.set_random_seed(arguments.seed)
         try:
             return train_round(arguments, round_, optimizer, strategy)
         finally:
-            round_.decoded.clear()
+            round_.clear()
 
 
 def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, strategy: Any) -> int:
@@ -303,9 +316,12 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
     replicas = strategy.num_replicas_in_sync
     progress: dict[str, Any] = {
         "step": 0, "rows": 0, "seconds": 0.0, "fresh": None, "epochs": [],
-        "epoch": {"batches": 0, "steps": 0, "triplets": 0, "sums": [0.0] * 4},
+        "epoch": {"batches": 0, "steps": 0, "triplets": 0, "sums": [0.0] * 5},
     }  # fmt: skip
-    names = ("epochs", "batch_rows", "learning_rate", "seed", "loss", "min_active", "mixed_precision", "jit")
+    names = (
+        "epochs", "batch_rows", "learning_rate", "decay_rounds", "seed", "loss", "stored_rows", "min_active",
+        "mixed_precision", "jit",
+    )  # fmt: skip
     shaping = {name: getattr(arguments, name) for name in names}
     key = [manifest["triplet_digest"], round_.digest, shaping, replicas]
     state = Resumable(train_dir / "state.npz", key, model, optimizer, progress)
@@ -336,7 +352,8 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
             precision = mixed_precision(model) if arguments.mixed_precision else nullcontext()
             with precision:
                 for batches in groups(round_.batches(arguments, epoch, here["batches"]), replicas):
-                    optimizer.learning_rate = decayed(arguments.learning_rate, progress["step"] / steps)
+                    rounds = round_.number % arguments.decay_rounds + progress["step"] / steps
+                    optimizer.learning_rate = decayed(arguments.learning_rate, rounds / arguments.decay_rounds)
                     values = step(batches)
                     triplets = int(sum(batch["valid"].numpy().sum() for batch in batches))
                     progress["rows"] += int(sum(batch["real"].numpy().sum() for batch in batches))
@@ -349,6 +366,8 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
                     with log.as_default(step=steps_before + progress["step"]):
                         tf.summary.scalar("loss", values[0])
                         tf.summary.scalar("active_share", values[1] / triplets)
+                        if round_.stored:
+                            tf.summary.scalar("stored_rows_loss", values[4])
                         tf.summary.scalar("staleness", stale + progress["step"] - 1)
                     if stopping():
                         state.save()
@@ -365,7 +384,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
                 done["validation_map_at_r"] = validation_map(model, round_.corpus, round_.run_dir)
             best = max((e.get("validation_map_at_r", -1.0) for e in progress["epochs"]), default=-1.0)
             progress["epochs"].append(done)
-            progress["epoch"] = {"batches": 0, "steps": 0, "triplets": 0, "sums": [0.0] * 4}
+            progress["epoch"] = {"batches": 0, "steps": 0, "triplets": 0, "sums": [0.0] * 5}
             print("  " + line_of_epoch(epoch, done))
             if done["active_share"] < arguments.min_active:
                 stopped_by = "min_active"
@@ -414,14 +433,19 @@ def groups(batches: Any, size: int) -> Iterator[list[Any]]:
 
 
 def summary_of_epoch(sums: dict[str, Any]) -> dict[str, Any]:
-    active, d_ap, d_an = (value / sums["triplets"] for value in sums["sums"][1:])
-    loss = sums["sums"][0] / sums["steps"]
-    return {"loss": loss, "active_share": active, "d_ap": d_ap, "d_an": d_an, "triplets": sums["triplets"]}
+    active, d_ap, d_an = (value / sums["triplets"] for value in sums["sums"][1:4])
+    loss, stored = (sums["sums"][k] / sums["steps"] for k in (0, 4))
+    return {
+        "loss": loss, "stored_rows_loss": stored, "active_share": active, "d_ap": d_ap, "d_an": d_an,
+        "triplets": sums["triplets"],
+    }  # fmt: skip
 
 
 def line_of_epoch(epoch: int, done: dict[str, Any]) -> str:
     line = f"epoch {epoch + 1}: loss {done['loss']:.4f}, active {done['active_share']:.0%}, "
     line += f"d_ap {done['d_ap']:.3f}, d_an {done['d_an']:.3f}"
+    if done["stored_rows_loss"]:
+        line += f", loss of stored rows {done['stored_rows_loss']:.3f}"
     found = done.get("validation_map_at_r")
     return line if found is None else f"{line}, validation MAP@R {found:.3f}"
 
@@ -440,9 +464,11 @@ def main(argv: list[str]) -> int:
     warm_up.add_argument("--margin", type=float, help="a mined round has its own (0.2)")
     mined = parser.add_argument_group("on a mined round")
     mined.add_argument("--epochs", type=int, help="passes over its packs, at most (1)")
+    mined.add_argument("--decay_rounds", type=int, help="rounds over which the learning rate falls to a tenth (1)")
     mined.add_argument("--min_active", type=float, help="end when a smaller share of its triplets is active (0)")
     mined.add_argument("--newest", action="store_true", help="train the newest checkpoint, though another mined it")
     mined.add_argument("--loss", choices=list(losses.LOSSES), help="formulas in trainer/losses.py (triplet)")
+    mined.add_argument("--stored_rows", type=int, help="mined embeddings that each image is also compared with (0)")
     mined.add_argument("--mixed_precision", action="store_true", help="layers in bfloat16 (GPUs from Ampere on)")
     mined.add_argument("--jit", action="store_true", help="compile the step with XLA")
     step = parser.add_argument_group("always")
@@ -453,17 +479,22 @@ def main(argv: list[str]) -> int:
     command.add_options(parser)
     arguments = parser.parse_args(argv)
     command.begin(arguments)
-    for name in ("steps", "margin", "epochs", "batch_rows", "learning_rate"):
+    for name in ("steps", "margin", "epochs", "batch_rows", "learning_rate", "decay_rounds"):
         if getattr(arguments, name) is not None and getattr(arguments, name) <= 0:
             raise InputError(f"--{name} must be above 0; found {getattr(arguments, name)}")
+    if (arguments.stored_rows or 0) < 0:
+        raise InputError(f"--stored_rows must be 0 or more; found {arguments.stored_rows}")
     if not 0 <= (arguments.min_active or 0) < 1:
         raise InputError(f"--min_active must be in [0, 1); found {arguments.min_active}")
     online_only = ("steps", "margin")
-    for name in (*online_only, "epochs", "min_active", "newest", "loss", "mixed_precision", "jit"):
+    round_only = ("epochs", "decay_rounds", "min_active", "newest", "loss", "stored_rows", "mixed_precision", "jit")
+    for name in (*online_only, *round_only):
         if getattr(arguments, name) and (arguments.init or arguments.online != (name in online_only)):
             raise InputError(f"--{name} does nothing here; --help says what it goes with")
     arguments.margin = 0.2 if arguments.margin is None else arguments.margin
     arguments.epochs = arguments.epochs or 1
+    arguments.decay_rounds = arguments.decay_rounds or 1
+    arguments.stored_rows = arguments.stored_rows or 0
     arguments.min_active = arguments.min_active or 0.0
     arguments.loss = arguments.loss or "triplet"
     if arguments.learning_rate is None:
