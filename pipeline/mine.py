@@ -154,8 +154,7 @@ class EmbedShard(_Step):
     def process(self, number: int) -> Iterator[int]:
         path, split = self.pool.embedding_path(number), self.pool.split
         records.check_corpus_shard(split.directory, split.shards[number])
-        checksum = path.with_suffix(".sha256")  # written last: an array without its own is made again
-        if not (path.exists() and checksum.exists() and checksum.read_text() == records.sha256_of_file(path)):
+        if not self.pool.is_embedded(number):
             embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
             rows = self.pool.shard_rows(number)
             started = time.monotonic()
@@ -163,7 +162,7 @@ class EmbedShard(_Step):
             job.count("embed", "rows", len(rows), started)
             storage.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
             text = records.sha256_of_file(path)
-            storage.write_atomically(checksum, lambda temporary: temporary.write_text(text))
+            storage.write_atomically(self.pool.checksum_path(number), lambda temporary: temporary.write_text(text))
         yield number
 
     def _load(self) -> Embedder:

@@ -62,6 +62,14 @@ class Pool:
     def embedding_path(self, number: int) -> Path:
         return self.directory / self.split.shards[number]["file"].replace(".tfrecord", ".npy")
 
+    def checksum_path(self, number: int) -> Path:
+        return self.embedding_path(number).with_suffix(".sha256")
+
+    def is_embedded(self, number: int) -> bool:
+        """Whether a corpus shard's embeddings are there and whole. Their checksum is written last."""
+        path, checksum = self.embedding_path(number), self.checksum_path(number)
+        return path.exists() and checksum.exists() and checksum.read_text() == records.sha256_of_file(path)
+
     def embeddings(self, rows: np.ndarray) -> np.ndarray:
         """float32 [n, dim] of rows of the pool, read by position."""
         positions = self.position(rows)

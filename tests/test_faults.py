@@ -32,11 +32,11 @@ def test_kills_change_nothing(tmp_path):
     assert all(kill.same for kill in done), [kill for kill in done if not kill.same]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_training_with_its_state_and_it_goes_on(mined, tmp_path, number):
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGTERM, []), (signal.SIGINT, ["--stored_rows", "300"])])
+def test_a_signal_ends_training_with_its_state_and_it_goes_on(mined, tmp_path, number, options):
     """The stop comes after some steps; the weights at the end are those of an undisturbed run."""
     runs = [faults.shutil.copytree(mined, tmp_path / name) for name in ("whole", "stopped")]
-    epochs = ["--epochs", "8"]
+    epochs = ["--epochs", "8", *options]
     assert run_command("trainer.train", "--run_dir", runs[0], *epochs).returncode == 0
     summary = tmp_path / "summary.json"
     call = ["-m", "trainer.train", "--run_dir", str(runs[1]), *epochs, "--summary_json", str(summary)]

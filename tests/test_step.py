@@ -74,7 +74,7 @@ def test_xla_and_its_padding_change_neither_gradient_nor_statistics(padding):
     np.testing.assert_allclose(values, of_padded, rtol=1e-5)
 
 
-TWO_DEVICES = """
+PREPARED = """
 import sys; sys.path.insert(0, "tests")
 from pipeline import records
 tf = records.import_tensorflow()
@@ -83,6 +83,16 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import test_step as t
 two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+"""
+
+
+def on_two_devices(code):
+    """Runs code that finds this module as `t` and a strategy for two logical CPU devices as `two`."""
+    done = subprocess.run([sys.executable, "-c", PREPARED + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+TWO_DEVICES = """
 first, second = t.batch(0), t.batch(1, rows=20, triplets=TRIPLETS, padding=4)
 short = {name: tf.concat([first[name], second[name]], axis=0) for name in ("inputs", "real", "valid")}
 short["triplets"] = tf.concat([first["triplets"], second["triplets"] + t.ROWS], axis=0)
@@ -100,9 +110,7 @@ for given, whole in (([first, second], short), ([first], first)):
 @pytest.mark.parametrize("jit", [False, True])
 def test_two_devices_give_the_step_of_one(jit):
     """Batches of 60 and 32 triplets: the mean is over all 92. A device without a batch changes nothing."""
-    code = TWO_DEVICES.replace("TRIPLETS", "32").replace("JIT", str(jit))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_devices(TWO_DEVICES.replace("TRIPLETS", "32").replace("JIT", str(jit)))
 
 
 def test_mixed_precision_computes_in_bfloat16_and_leaves_no_trace():

@@ -2,17 +2,16 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from test_mine import guarded_corpus
-from test_step import batch, moved, network
+from test_step import batch, moved, network, on_two_devices
 
 from pipeline import ingest, mine, records
 from pipeline.pool import Pool
 from pipeline.records import InputError
+from pipeline.selection import Block
 from trainer import data, losses, stored, train
 
 tf = records.import_tensorflow()
@@ -60,20 +59,22 @@ def test_positives_and_negatives_are_those_of_mining(copies_and_groups, most):
             assert batch_positive[i, j] == (label[a] == label[b] and payload[a] != payload[b])
 
 
-def test_copies_are_neither_positives_nor_negatives():
-    def rows(row, label, content, group):
-        return stored._Rows(
-            row=np.array(row), label=np.array(label), content=np.array(content), group=np.array(group),
-            embedding=np.zeros((len(row), 2), np.float32),
-        )  # fmt: skip
+def test_copies_are_neither_positives_nor_negatives(mined):
+    split = records.open_corpus(mined).split("train")
+    first, next_class = split.first_rows[0], split.first_rows[1]
 
-    one = rows([0], [5], [100], [7])
-    other = rows([0, 1, 2, 3, 4, 5], [5, 5, 5, 6, 6, 6], [100, 101, 100, 100, 103, 104], [7, 7, -1, -1, 7, -1])
-    positive, negative = stored._kinds(one, other)
+    def block(row, content, group):
+        row, vectors = np.array(row), np.zeros((len(row), 2), np.float32)
+        return Block(row=row, embedding=vectors, content=np.array(content), group=np.array(group))
+
+    one = block([first], [100], [7])
+    rows = [first, first + 1, first + 2, next_class, next_class + 1, next_class + 2]
+    other = block(rows, [100, 101, 100, 100, 103, 104], [7, 7, -1, -1, 7, -1])
+    positive, negative = stored._kinds(split, one, other)
     assert positive.tolist() == [[False, True, False, False, False, False]]
     assert negative.tolist() == [[False, False, False, False, False, True]]
-    without_group = rows([9], [5], [109], [-1])
-    assert stored._kinds(without_group, other)[1].tolist() == [[False, False, False, True, True, True]]
+    without_group = block([first + 3], [109], [-1])
+    assert stored._kinds(split, without_group, other)[1].tolist() == [[False, False, False, True, True, True]]
 
 
 def test_a_draw_has_classmates_for_every_row_is_seeded_and_otherwise_uniform(mined):
@@ -150,20 +151,13 @@ def test_xla_and_its_padding_change_nothing(padding):
 
 
 TWO_DEVICES = """
-import sys; sys.path.insert(0, "tests")
-from pipeline import records
-tf = records.import_tensorflow()
-import numpy as np
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import test_step, test_stored as t
-two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-batches = [t.batch(0) | t.of_stored(0), t.batch(1, rows=20, triplets=32) | t.of_stored(1, rows=20)]
+import test_stored
+batches = [t.batch(0) | test_stored.of_stored(0), t.batch(1, rows=20, triplets=32) | test_stored.of_stored(1, rows=20)]
 alone = [t.moved(t.network(False), [batch]) for batch in batches]
 with two.scope():
     model = t.network(False)
 both, values = t.moved(model, batches, two)
-share = test_step.TRIPLETS / (test_step.TRIPLETS + 32)
+share = t.TRIPLETS / (t.TRIPLETS + 32)
 for one, other, found in zip(alone[0][0], alone[1][0], both, strict=True):
     np.testing.assert_allclose(share * one + (1 - share) * other, found, atol=1e-5)
 assert abs(share * alone[0][1][4] + (1 - share) * alone[1][1][4] - values[4]) < 1e-5
@@ -171,8 +165,7 @@ assert abs(share * alone[0][1][4] + (1 - share) * alone[1][1][4] - values[4]) < 
 
 
 def test_two_devices_weigh_their_stored_rows_by_their_triplets():
-    done = subprocess.run([sys.executable, "-c", TWO_DEVICES], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_devices(TWO_DEVICES)
 
 
 @pytest.mark.parametrize("most", [10_000, 300])

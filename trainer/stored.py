@@ -5,29 +5,17 @@ Embedding Learning (https://arxiv.org/abs/1912.06798), keep the embeddings of pa
 has all of them, of one checkpoint.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline import records
 from pipeline.pool import Pool
-from pipeline.records import InputError, import_tensorflow
+from pipeline.records import InputError, Split, import_tensorflow
+from pipeline.selection import Block
 
 tf = import_tensorflow()
 
 CLASSMATES = 16  # of each class in a batch, where the stored rows are drawn
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """row, label, content and group: int64 [n]; embedding: float32 [n, dim]."""
-
-    row: np.ndarray
-    label: np.ndarray
-    content: np.ndarray
-    group: np.ndarray
-    embedding: np.ndarray
 
 
 class StoredRows:
@@ -41,15 +29,14 @@ class StoredRows:
         self.pool, self.seed, self.count = pool, seed, min(most, pool.rows)
         for number in range(len(pool.split.shards)):
             path = pool.embedding_path(number)
-            checksum = path.with_suffix(".sha256")
-            if not (path.exists() and checksum.exists() and checksum.read_text() == records.sha256_of_file(path)):
+            if not pool.is_embedded(number):
                 what = "is not what was mined with" if path.exists() else "is missing"
                 raise InputError(
                     f"{path} {what}, and --stored_rows reads it. Remove the round's triplets and mine it again, or "
                     f"train with --stored_rows 0."
                 )
         self.dim = int(pool.embeddings(pool.row(np.arange(1))).shape[1])
-        self._all = self._of(pool.row(np.arange(pool.rows))) if self.count == pool.rows else None
+        self._all = pool.block(pool.row(np.arange(pool.rows))) if self.count == pool.rows else None
 
     def clear(self) -> None:
         """Forgets the embeddings. TensorFlow never lets go of a numpy_function, nor of this with it."""
@@ -78,19 +65,10 @@ class StoredRows:
 
         As in mining: copies and rows of one group are not each other's negatives, and copies no positives.
         """
-        there = self._all or self._of(self._drawn(row))
-        batch = self._of(row, embeddings=False)
-        positive, negative = _kinds(batch, there)
-        return there.embedding, positive, negative, _kinds(batch, batch)[0]
-
-    def _of(self, row: np.ndarray, embeddings: bool = True) -> _Rows:
-        split = self.pool.split
-        return _Rows(
-            row=row, label=split.class_of(row),
-            content=split.codes("content", row) if split.copies else row,
-            group=split.codes("group", row) if split.grouped else np.full(len(row), -1),
-            embedding=self.pool.embeddings(row) if embeddings else np.empty((len(row), 0), np.float32),
-        )  # fmt: skip
+        there = self._all or self.pool.block(self._drawn(row))
+        batch = self.pool.block(row)
+        positive, negative = _kinds(self.pool.split, batch, there)
+        return there.embedding, positive, negative, _kinds(self.pool.split, batch, batch)[0]
 
     def _drawn(self, row: np.ndarray) -> np.ndarray:
         """int64 [count], different rows."""
@@ -105,9 +83,11 @@ class StoredRows:
         return self.pool.row(np.concatenate([classmates, others]))
 
 
-def _kinds(one: _Rows, other: _Rows) -> tuple[np.ndarray, np.ndarray]:
+def _kinds(split: Split, one: Block, other: Block) -> tuple[np.ndarray, np.ndarray]:
     """Which rows of `other` are positives, and which are negatives, of each of `one`: bool [n of one, n of other]."""
-    same_label = one.label[:, None] == other.label
-    copy = one.content[:, None] == other.content
-    same_group = (one.group[:, None] == other.group) & (one.group >= 0)[:, None]
-    return same_label & ~copy, ~(same_label | copy | same_group)
+    same_label = split.class_of(one.row)[:, None] == split.class_of(other.row)
+    copy = one.row[:, None] == other.row if one.content is None else one.content[:, None] == other.content
+    negative = ~(same_label | copy)
+    if one.group is not None:
+        negative &= (one.group[:, None] != other.group) | (one.group < 0)[:, None]
+    return same_label & ~copy, negative
