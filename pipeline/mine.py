@@ -29,7 +29,7 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
 from pipeline import command, examples, job, packs, records, selection, storage
-from pipeline.embed import Embedder
+from pipeline.embed import Embedder, divide_cores
 from pipeline.examples import Column, Strings
 from pipeline.pool import Pool
 from pipeline.progress import Stage, live
@@ -282,8 +282,10 @@ class ChooseNegatives(_SelectionStep):
         item, found = element[1]
         triplets, counts = selection.choose(self.job.rule, self.pairs(item), found)
         shard = packs.shard_of(self.job.rule, triplets, self.shards)
-        for number in np.unique(shard):
-            yield int(number), triplets.take(shard == number)
+        order = np.argsort(shard, kind="stable")
+        for where in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
+            if len(where):
+                yield int(shard[where[0]]), triplets.take(where)
         yield beam.pvalue.TaggedOutput(self.COUNTS, counts)
 
 
@@ -393,10 +395,13 @@ def serialised_packs(
         edges = np.searchsorted(chunk.starts[:-1], np.arange(0, len(chunk.rows), SLICE_ROWS))
         for begin, end in itertools.pairwise(np.unique([*edges, len(chunk)])):
             some = chunk.take(begin, end)
-            found, starts, left_out = selection.select_within(
-                rule, pool.block(some.rows), pool.split.class_of(some.rows), some.starts, some.triplets,
-                some.triplet_starts, some.names if fill else None,
-            )  # fmt: skip
+            if fill:
+                found, starts, left_out = selection.select_within(
+                    rule, pool.block(some.rows), pool.split.class_of(some.rows), some.starts, some.triplets,
+                    some.triplet_starts, some.names,
+                )  # fmt: skip
+            else:
+                found, starts, left_out = packs.lone(some.triplets), some.triplet_starts, {"skipped": 0, "guarded": 0}
             place = np.searchsorted(distinct, some.rows)
             columns = {name: Column(values=of, index=place, starts=some.starts) for name, of in features.items()}
             columns["row"] = Column(values=some.rows, starts=some.starts)
@@ -720,6 +725,7 @@ def main(argv: list[str]) -> int:
         code = command.call("trainer.train", "--run_dir", run_dir, "--init")
         if code:
             return code
+    divide_cores()
     with command.hold(run_dir, "mine"):
         return mine_newest(arguments, options, corpus)
 

@@ -38,19 +38,23 @@ SPLITS = ("train", "validation", "eval")
 INDEX = np.dtype([("offset", "<i8"), ("length", "<i8"), ("content", "<i8"), ("group", "<i8")])
 _HEADER, _FOOTER = 12, 4  # a TFRecord is length (8), its CRC (4), data, the data's CRC (4)
 _importing = threading.Lock()
+_FOR_EXTRAS = ("matplotlib", "sklearn")  # what Keras imports where it is there, for plots and wrappers not used here
 
 
 def import_tensorflow() -> Any:
     """TensorFlow, imported without its start-up lines: some come before its own log level counts.
 
     See https://github.com/tensorflow/tensorflow/issues/100442. If the import fails they are shown. One thread imports:
-    a worker of an engine sets up several steps at a time, and met a half imported module.
+    a worker of an engine sets up several steps at a time, and met a half imported module. Keras' imports for its extras
+    would take .8 s of the import's 2.3: meanwhile it is told that they are not installed.
     """
     with _importing:
         if "tensorflow" not in sys.modules:
             sys.stderr.flush()
             gc.disable()  # a million objects are made and none is garbage: a second of the import was looking for it
             real = os.dup(2)
+            hidden = [name for name in _FOR_EXTRAS if name not in sys.modules]
+            sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
             with tempfile.TemporaryFile() as held:
                 os.dup2(held.fileno(), 2)
                 try:
@@ -60,6 +64,8 @@ def import_tensorflow() -> Any:
                     os.write(real, held.read())
                     raise
                 finally:
+                    for name in hidden:
+                        del sys.modules[name]
                     os.dup2(real, 2)
                     os.close(real)
                     gc.freeze()

@@ -751,7 +751,7 @@ def choose(rule: Rule, pairs: Pairs, found: Found) -> tuple[Triplets, dict[str, 
 
 @_compile
 def _select_within(
-    embedding, rows, label, content, group, starts, corpus, corpus_starts, fill,
+    embedding, rows, label, content, group, starts, corpus, corpus_starts,
     kinds, shares, nearest, margin, min_distance, min_ratio, kind_key, keys,
 ):  # fmt: skip
     packs, most, pairs = len(starts) - 1, 0, 0
@@ -760,7 +760,7 @@ def _select_within(
         for a in range(starts[pack], starts[pack + 1]):
             for p in range(starts[pack], starts[pack + 1]):
                 pairs += label[a] == label[p] and a != p
-    room = corpus.shape[1] + (pairs if fill else 0)
+    room = corpus.shape[1] + pairs
     place, distance = np.empty((5, room), np.int16), np.empty((2, room), np.float32)
     ends, counts = np.zeros(packs + 1, np.int64), np.zeros(2, np.int64)
     free_to_use, shut_out = np.empty(most, np.float32), np.empty(most, np.float32)
@@ -781,7 +781,7 @@ def _select_within(
             distance[0, made], distance[1, made] = 2 - 2 * scores[a, p], 2 - 2 * scores[a, place[2, made]]
             taken[a, p] = True
             made += 1
-        for a in range(n if fill else 0):
+        for a in range(n):
             any_shut = False
             for j in range(n):
                 shut = (len(code) > 0 and code[j] == code[a]) or (
@@ -827,7 +827,7 @@ def _select_within(
 
 def select_within(
     rule: Rule, block: Block, label: np.ndarray, starts: np.ndarray, corpus: Triplets, corpus_starts: np.ndarray,
-    names: Sequence[str] | None,
+    names: Sequence[str],
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, int]]:  # fmt: skip
     """The triplets of packs: those from the corpus first, then one for every other ordered pair of a label.
 
@@ -835,7 +835,7 @@ def select_within(
       block: the rows of all packs, one pack after the other. label: int64 [n]. starts: int64 [packs + 1], where
         each pack's rows begin.
       corpus: triplets over the packs' rows; corpus_starts: int64 [packs + 1], where each pack's begin.
-      names: of the packs, which are part of the draw; None for the corpus triplets alone.
+      names: of the packs, which are part of the draw.
     Returns:
       anchor, positive, negative (positions in their pack), kind, scope, int16 [T], d_ap, d_an, float32 [T]; int64
       [packs + 1], where each pack's triplets begin; counts `skipped` and `guarded` of pairs.
@@ -850,7 +850,6 @@ def select_within(
         starts,
         np.stack([corpus.anchor, corpus.positive, corpus.negative, corpus.kind.astype(np.int64)]),
         corpus_starts,
-        names is not None,
         np.array(rule.kinds),
         np.array([share for _, share in rule.shares]),
         rule.pick == "nearest",
@@ -858,7 +857,7 @@ def select_within(
         rule.min_negative_distance,
         rule.min_negative_ratio,
         rule.key("kind"),
-        np.array([rule.key(f"pack-negative/{name}") for name in names or ()], np.uint64),
+        np.array([rule.key(f"pack-negative/{name}") for name in names], np.uint64),
     )
     columns = dict(zip(("anchor", "positive", "negative", "kind", "scope"), place, strict=True))
     columns |= zip(("d_ap", "d_an"), distance, strict=True)

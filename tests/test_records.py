@@ -134,3 +134,11 @@ def test_a_reader_without_tensorflow_reads_our_files(mined):
     first = read_packs(mined)[0]
     assert json.loads(done.stdout) == {name: len(first[name]) for name in ("anchor", "d_ap", "row", "kind", "scope")}
 
+
+
+def test_tensorflow_is_imported_without_what_keras_needs_for_extras():
+    code = (
+        "import sys; from pipeline import records; records.import_tensorflow(); "
+        "assert not {'sklearn', 'matplotlib'} & set(sys.modules); import sklearn; sklearn.__version__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -283,39 +283,34 @@ def test_triplets_within_packs_equal_a_loop(data, rule, cut, given_share):
         d_ap=np.zeros(len(a), np.float32), d_an=np.zeros(len(a), np.float32),
     )  # fmt: skip
     corpus_starts = np.searchsorted(number, [0, 1, 2])
-    for fill in (True, False):
-        names = ["3/4", "3/5"] if fill else None
-        found, ends, counts = selection.select_within(rule, block, label, starts, triplets, corpus_starts, names)
-        skipped = 0
-        for i, pack in enumerate(packs):
-            mine = {name: column[ends[i] : ends[i + 1]] for name, column in found.items()}
-            given_here = corpus_starts[i + 1] - corpus_starts[i]
-            np.testing.assert_array_equal(mine["scope"], np.arange(len(mine["scope"])) >= given_here)
-            rows = np.stack([block.row[pack][mine[side][:given_here]] for side in ("anchor", "positive", "negative")])
-            of = slice(*corpus_starts[i : i + 2])
-            np.testing.assert_array_equal(rows, [triplets.anchor[of], triplets.positive[of], triplets.negative[of]])
-            np.testing.assert_array_equal(mine["kind"][:given_here], triplets.kind[of])
-            np.testing.assert_array_equal(mine["d_ap"], d[i][mine["anchor"], mine["positive"]].astype(np.float32))
-            np.testing.assert_array_equal(mine["d_an"], d[i][mine["anchor"], mine["negative"]].astype(np.float32))
-            sides = [mine[side][given_here:] for side in ("anchor", "positive", "negative", "kind")]
-            chosen = list(zip(*map(np.ndarray.tolist, sides), strict=True))
-            made = {(a, p) for a, p, *_ in chosen}
-            assert made <= pairs[i] and len(made) == len(chosen)
-            by_row = np.argsort(block.row[pack])  # the oracle breaks ties by position
-            here, content, group = label[pack][by_row], codes(block.content, pack), codes(block.group, pack)
-            content = None if content is None else content[by_row]
-            group = None if group is None else group[by_row]
-            rank, by_rank = np.argsort(by_row).tolist(), d[i][np.ix_(by_row, by_row)]
-            for a, p, n, kind in chosen:
-                oracle.check(rule, by_rank, here, (rank[a], rank[p], rank[n], kind), content, group)
-            if fill:
-                skipped += len(pairs[i] - made)
-                for a, p in pairs[i] - made:
-                    for kind, _ in rule.shares:
-                        assert not oracle.negatives(kind, rule, by_rank, rank[a], rank[p], here, content, group)
-            else:
-                assert not chosen
-        assert counts["skipped"] == skipped
+    found, ends, counts = selection.select_within(rule, block, label, starts, triplets, corpus_starts, ["3/4", "3/5"])
+    skipped = 0
+    for i, pack in enumerate(packs):
+        mine = {name: column[ends[i] : ends[i + 1]] for name, column in found.items()}
+        given_here = corpus_starts[i + 1] - corpus_starts[i]
+        np.testing.assert_array_equal(mine["scope"], np.arange(len(mine["scope"])) >= given_here)
+        rows = np.stack([block.row[pack][mine[side][:given_here]] for side in ("anchor", "positive", "negative")])
+        of = slice(*corpus_starts[i : i + 2])
+        np.testing.assert_array_equal(rows, [triplets.anchor[of], triplets.positive[of], triplets.negative[of]])
+        np.testing.assert_array_equal(mine["kind"][:given_here], triplets.kind[of])
+        np.testing.assert_array_equal(mine["d_ap"], d[i][mine["anchor"], mine["positive"]].astype(np.float32))
+        np.testing.assert_array_equal(mine["d_an"], d[i][mine["anchor"], mine["negative"]].astype(np.float32))
+        sides = [mine[side][given_here:] for side in ("anchor", "positive", "negative", "kind")]
+        chosen = list(zip(*map(np.ndarray.tolist, sides), strict=True))
+        made = {(a, p) for a, p, *_ in chosen}
+        assert made <= pairs[i] and len(made) == len(chosen)
+        by_row = np.argsort(block.row[pack])  # the oracle breaks ties by position
+        here, content, group = label[pack][by_row], codes(block.content, pack), codes(block.group, pack)
+        content = None if content is None else content[by_row]
+        group = None if group is None else group[by_row]
+        rank, by_rank = np.argsort(by_row).tolist(), d[i][np.ix_(by_row, by_row)]
+        for a, p, n, kind in chosen:
+            oracle.check(rule, by_rank, here, (rank[a], rank[p], rank[n], kind), content, group)
+        skipped += len(pairs[i] - made)
+        for a, p in pairs[i] - made:
+            for kind, _ in rule.shares:
+                assert not oracle.negatives(kind, rule, by_rank, rank[a], rank[p], here, content, group)
+    assert counts["skipped"] == skipped
 
 
 def test_triplets_concatenate_and_take():

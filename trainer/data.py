@@ -27,7 +27,9 @@ class Decoded:
         self._kept: dict[int, np.ndarray] = {}
         self._room = DECODED_BYTES // (4 * int(np.prod(input_shape, dtype=np.int64)))
         signature = [tf.TensorSpec([None], tf.string)]  # one trace for all numbers of rows
-        self._decode = tf.function(lambda payload: decode(features, payload, input_shape), input_signature=signature)
+        self._decode = tf.function(
+            lambda payload: decode(features, payload, input_shape), input_signature=signature, autograph=False
+        )
 
     def __call__(self, rows: Any, payload: Any) -> Any:
         """float32 [n, *input_shape] of int64 [n] rows and their encoded images, string [n]; as `decode` gives it.

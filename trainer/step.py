@@ -82,7 +82,7 @@ class Step:
         signature = [spec, tf.TensorSpec([])] if strategy.num_replicas_in_sync == 1 else None
 
         # XLA takes the gradients, not the update: that one talks to the other devices.
-        @tf.function(jit_compile=jit)  # type: ignore[untyped-decorator]
+        @tf.function(jit_compile=jit, autograph=False)  # type: ignore[untyped-decorator]
         def gradients(batch: dict[str, Any], share: Any) -> Any:
             with tf.GradientTape() as tape:
                 embeddings = self._embed(batch)
@@ -103,12 +103,12 @@ class Step:
             d_ap, d_an = losses.triplet_distances(self._embed(batch), batch["triplets"])
             return _sums(d_ap, d_an, margin, batch["valid"])
 
-        @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
+        @tf.function(input_signature=signature, autograph=False)  # type: ignore[untyped-decorator]
         def on_all(batches: Any, shares: Any) -> Any:
             return strategy.reduce("SUM", strategy.run(on_one, (batches, shares)), axis=None)
 
         self._on_all = on_all
-        self._measure = tf.function(measure_one, input_signature=[spec])
+        self._measure = tf.function(measure_one, input_signature=[spec], autograph=False)
 
     def _embed(self, batch: dict[str, Any]) -> Any:
         with _statistics_of(self._model, batch["real"]) if self._jit else nullcontext():

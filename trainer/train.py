@@ -158,7 +158,9 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     seen: list[float] = progress["losses"]
 
     # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
-    @tf.function(input_signature=[input_spec(corpus.features, shape), tf.TensorSpec([None], tf.int64)])
+    @tf.function(
+        input_signature=[input_spec(corpus.features, shape), tf.TensorSpec([None], tf.int64)], autograph=False
+    )
     def step(inputs: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = losses.triplet_semihard_loss(labels, model(inputs, training=True), arguments.margin)
