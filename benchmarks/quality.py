@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.omniglot import merged
 from benchmarks.table import Row, finish, show
-from pipeline import ingest, mine, packs, records, selection
+from pipeline import ingest, mine, records, selection
 from pipeline.embed import Embedder
 from trainer import train
 from trainer.evaluate import retrieval
@@ -188,7 +188,7 @@ def random_packs(run_dir: Path, number: int, seed: int) -> None:
     pool = job.open_pool()
     payload = mine.Payload(pool)
     rng = np.random.default_rng([seed, number])
-    first, fill = pool.split.first_rows, packs.FILL
+    first, fill = pool.split.first_rows, options["fill"]
     usable = np.flatnonzero(np.diff(first) >= fill)
     made = rows = 0
     for shard, entry in enumerate(manifest["shards"]):

@@ -16,7 +16,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class Job:
     round: int
     rule: Rule
     pack_rows: int = 128
+    fill: int = 4  # rows that each class in a pack is filled to
+    pack_pick: str | None = None  # the rule's pick for triplets inside the packs; None: as over the corpus
     anchors: int | None = None  # that many anchors; None: every row
     class_pool: int | None = None  # this round sees that many classes; None: all
     threads: int = 1
@@ -62,7 +64,7 @@ class Job:
     checkpoint_digest: str = ""
 
     def __post_init__(self) -> None:
-        packs.check_pack_rows(self.pack_rows)
+        packs.check(self.pack_rows, self.fill)
         for name in ("anchors", "class_pool", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; found {getattr(self, name)}")
@@ -85,12 +87,17 @@ class Job:
         """Intermediate results, named by everything that shapes them; removed when the round is mined."""
         return self.directory / "work" / records.sha256_of_json([self.options(), str(self.embeddings)])[:16]
 
+    @property
+    def pack_rule(self) -> Rule:
+        """Of triplets inside the packs."""
+        return replace(self.rule, pick=self.pack_pick or self.rule.pick)
+
     def options(self) -> dict[str, Any]:
         """What shapes the result, as the manifest has it."""
         rule = asdict(self.rule)
         del rule["round"]
-        return {**rule, "shares": dict(self.rule.shares), "pack_rows": self.pack_rows,
-                "anchors": self.anchors, "class_pool": self.class_pool}  # fmt: skip
+        return {**rule, "shares": dict(self.rule.shares), "pack_rows": self.pack_rows, "fill": self.fill,
+                "pack_pick": self.pack_rule.pick, "anchors": self.anchors, "class_pool": self.class_pool}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -469,14 +476,15 @@ class WritePacks(_Step):
         rule, split = self.job.rule, self.pool.split
         triplets = triplets.take(packs.hash_order(rule, triplets))
         own, other = split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative)
-        rows, row_starts, starts = packs.assemble(rule, triplets, own, other, self.job.pack_rows, number)
+        rows, row_starts, starts = packs.assemble(rule, triplets, own, other, self.job.pack_rows, self.job.fill, number)
         whole = Packs(shard=str(number), rows=rows, starts=row_starts, triplets=triplets, triplet_starts=starts)
         most, counts = 0, np.zeros(len(PACK_COUNTS), np.int64)
 
         def serialised() -> Iterator[tuple[np.ndarray, int]]:
             nonlocal most, counts
             fill, limit = self.job.pack_rows != packs.LONE, PAYLOAD_BYTES // (self.job.threads + 1)
-            for written, sizes, found in serialised_packs(rule, self.pool, self.payload, whole, fill, limit):
+            within = self.job.pack_rule
+            for written, sizes, found in serialised_packs(within, self.pool, self.payload, whole, fill, limit):
                 most, counts = max(most, int(sizes.max())), counts + found
                 yield written, len(sizes)
 
@@ -693,7 +701,9 @@ def parse_shares(text: str) -> tuple[tuple[str, float], ...]:
 
 def main(argv: list[str]) -> int:
     parser = command.Parser(
-        "pipeline.mine", "--run_dir DIR [options, also Apache Beam's]", "Mine the newest checkpoint's round.",
+        "pipeline.mine",
+        "--run_dir DIR [options, also Apache Beam's]",
+        "Mine the newest checkpoint's round.",
         fromfile_prefix_chars="@",
     )
     parser.add_argument("--run_dir", type=storage.location, required=True, help="with the corpus and the rounds")
@@ -702,6 +712,7 @@ def main(argv: list[str]) -> int:
     what.add_argument(
         "--pick", default="random", choices=("random", "nearest"), help="out of all that qualify (random)"
     )
+    what.add_argument("--pack_pick", choices=("random", "nearest"), help="for triplets inside the packs (as --pick)")
     what.add_argument("--margin", type=float, default=0.2, help="of the band and of the loss (0.2)")
     what.add_argument("--positives", type=int, default=1, help="per anchor (1)")
     what.add_argument("--seed", type=int, default=0, help="of every draw (0)")
@@ -712,6 +723,7 @@ def main(argv: list[str]) -> int:
     work.add_argument("--anchors", type=int, help="this many anchors (all)")
     work.add_argument("--class_pool", type=int, help="this round embeds and sees this many classes (all)")
     work.add_argument("--pack_rows", type=int, default=128, help="rows a record holds; 3: lone triplets (128)")
+    work.add_argument("--fill", type=int, help="rows that each class in a record is filled to (4)")
     work.add_argument("--threads", type=int, default=os.cpu_count(), help="of scan and writing, per worker (all cores)")
     command.add_options(parser)
     arguments, rest = parser.parse_known_args(argv)
@@ -735,6 +747,10 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
     run_dir = arguments.run_dir
     number = records.newest_round(run_dir, records.checkpoint_path)
     assert number is not None, "main has seen to a first checkpoint"
+    for name in ("fill", "pack_pick"):
+        if getattr(arguments, name) is not None and arguments.pack_rows == packs.LONE:
+            raise InputError(f"--{name} does nothing for lone triplets (--pack_rows {packs.LONE}); leave one out")
+    arguments.fill = 4 if arguments.fill is None else arguments.fill
     try:
         rule = Rule(
             shares=parse_shares(arguments.negatives), round=number,
@@ -745,7 +761,8 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
         job_ = Job(
             run_dir=run_dir.absolute(), round=number, rule=rule, corpus_fingerprint=corpus.fingerprint,
             checkpoint_digest=records.checkpoint_digest(records.load_checkpoint(checkpoint)),
-            **{name: getattr(arguments, name) for name in ("pack_rows", "anchors", "class_pool", "threads")},
+            **{name: getattr(arguments, name) for name in (
+                "pack_rows", "fill", "pack_pick", "anchors", "class_pool", "threads")},
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -10,15 +10,16 @@ import numpy as np
 
 from pipeline.selection import Rule, Triplets, _below, _compile, _hash, hashes
 
-FILL = 4  # rows a class is filled to
 MAX_ROWS = 2048  # a pack's triplets grow with the square of its rows
 SIDES = ("anchor", "positive", "negative")
 LONE = 3  # pack_rows for one triplet a record: no fill, no triplets of the pack's own
 
 
-def check_pack_rows(pack_rows: int) -> None:
-    if pack_rows != LONE and not 2 * FILL <= pack_rows <= MAX_ROWS:
-        raise ValueError(f"pack_rows must be {LONE} (lone triplets) or {2 * FILL} to {MAX_ROWS}; found {pack_rows}")
+def check(pack_rows: int, fill: int) -> None:
+    if fill < 2:
+        raise ValueError(f"fill must be at least 2, for a class alone in a pack gives no pair; found {fill}")
+    if pack_rows != LONE and not 2 * fill <= pack_rows <= MAX_ROWS:
+        raise ValueError(f"pack_rows must be {LONE} (lone triplets) or {2 * fill} to {MAX_ROWS}; found {pack_rows}")
 
 
 def shard_of(rule: Rule, triplets: Triplets, shards: int) -> np.ndarray:
@@ -112,13 +113,13 @@ def _assemble(anchor, positive, negative, own, other, pack_rows, fill, key):
 
 
 def assemble(
-    rule: Rule, triplets: Triplets, own: np.ndarray, other: np.ndarray, pack_rows: int, shard: int
+    rule: Rule, triplets: Triplets, own: np.ndarray, other: np.ndarray, pack_rows: int, fill: int, shard: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Puts triplets into packs, in their order: each enters while its new rows and their fill fit.
 
     Args:
       own, other: int64 [t, 2], the row ranges of the anchor's and of the negative's class.
-      pack_rows: rows a pack holds at most.
+      pack_rows: rows a pack holds at most. fill: rows that each of its classes is filled to.
     Returns:
       int64 rows of all packs, one pack after the other; int64 [packs + 1] where each pack's rows begin; and
       int64 [packs + 1] where its triplets begin.
@@ -134,7 +135,7 @@ def assemble(
         own,
         other,
         pack_rows,
-        FILL,
+        fill,
         rule.key(f"fill/{shard}"),
     )
 

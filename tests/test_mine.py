@@ -15,7 +15,7 @@ from conftest import command, read_packs
 from scipy.stats import kstest
 from test_ingest import write_images
 
-from pipeline import ingest, job, mine, packs, records, selection
+from pipeline import ingest, job, mine, records, selection
 from pipeline.embed import Embedder
 from pipeline.pool import Pool
 from pipeline.records import InputError
@@ -49,6 +49,8 @@ def qualify(kind, margin, label, d, a, p, among):
         ["--negatives", "semi-hard:1,hard:3", "--pick", "random", "--seed", "5", "--margin", "0.05"],
         ["--negatives", "hard", "--pick", "nearest", "--pack_rows", "3"],
         ["--anchors", "300", "--class_pool", "6", "--positives", "2"],
+        ["--pack_pick", "nearest", "--fill", "2", "--margin", "1.0"],
+        ["--pick", "nearest", "--pack_pick", "random", "--margin", "0.05"],
     ],
     ids=" ".join,
 )
@@ -86,10 +88,10 @@ def test_every_triplet_obeys_the_definitions(fresh_run, arguments):
         assert len(pairs) == len(anchor), "a pair has at most one triplet in a pack"
         for a, p, n, kind, scope in zip(anchor, positive, negative, pack["kind"], pack["scope"], strict=True):
             assert a != p and label[a] == label[p] != label[n]
-            among = pooled if records.SCOPES[scope] == "corpus" else np.sort(rows)
+            among, pick = (pooled, "pick") if records.SCOPES[scope] == "corpus" else (np.sort(rows), "pack_pick")
             allowed = qualify(KINDS[kind], margin, label, d, a, p, among)
             assert n in allowed
-            if options["pick"] == "nearest":
+            if options[pick] == "nearest":
                 assert n == min(allowed, key=lambda row: (d[a, row], row))
             elif len(allowed) > 1:
                 places.append((np.searchsorted(allowed, n) + 0.5) / len(allowed))
@@ -100,7 +102,7 @@ def test_every_triplet_obeys_the_definitions(fresh_run, arguments):
             left = {(a, p) for a in rows for p in rows if a != p and label[a] == label[p]} - pairs
             for a, p in left:
                 assert not any(len(qualify(kind, margin, label, d, a, p, np.sort(rows))) for kind in kinds)
-    if options["pick"] == "random":
+    if "random" in (options["pick"], options["pack_pick"]) and options["pack_rows"] > 3:
         assert kstest(places[:4000], "uniform").pvalue > 1e-4
 
     # No anchor is missing without a counted reason.
@@ -122,13 +124,15 @@ def test_every_triplet_obeys_the_definitions(fresh_run, arguments):
     assert manifest["rows"] == sum(len(pack["row"]) for pack in written)
 
 
-def test_packs_are_filled_and_full(mined):
-    label, _ = truth(mined)
+@pytest.mark.parametrize("fill", [2, 4])
+def test_packs_are_filled_and_full(fresh_run, fill):
+    assert mine.main(["--run_dir", str(fresh_run), *(["--fill", "2"] if fill == 2 else [])]) == 0
+    label, _ = truth(fresh_run)
     sizes = []
-    for pack in read_packs(mined):
+    for pack in read_packs(fresh_run):
         rows = pack["row"]
         _, count = np.unique(label[rows], return_counts=True)
-        assert count.min() >= packs.FILL
+        assert count.min() >= fill
         sizes.append(len(rows))
         of_corpus = pack["scope"] == records.SCOPES.index("corpus")
         assert of_corpus.any()
@@ -180,6 +184,10 @@ def test_the_command_speaks_plainly(fresh_run):
         (["--negatives", "easy"], "kinds out of semi-hard, hard"),
         (["--negatives", "hard:x"], "hard:x"),
         (["--pack_rows", "5"], "pack_rows must be 3"),
+        (["--fill", "1"], "fill must be at least 2"),
+        (["--fill", "65"], "pack_rows must be 3 .* or 130 to"),
+        (["--pack_rows", "3", "--fill", "2"], "--fill does nothing for lone triplets"),
+        (["--pack_rows", "3", "--pack_pick", "nearest"], "--pack_pick does nothing"),
         (["--anchors", "0"], "anchors must be at least 1"),
         (["--class_pool", "1"], "a negative needs two"),
         (["--posetives", "2"], "unknown option --posetives"),

@@ -28,12 +28,12 @@ def some_triplets(seed, count, classes, size):
 
 @given(
     seed=st.integers(0, 1000), count=st.integers(0, 200), classes=st.integers(2, 20), size=st.integers(2, 30),
-    pack_rows=st.sampled_from([3, 8, 16, 128]),
+    pack_rows=st.sampled_from([3, 8, 16, 128]), fill=st.sampled_from([2, 4]),
 )  # fmt: skip
 @settings(max_examples=100, deadline=None)
-def test_each_triplet_is_in_one_pack_that_fits(seed, count, classes, size, pack_rows):
+def test_each_triplet_is_in_one_pack_that_fits(seed, count, classes, size, pack_rows, fill):
     triplets, own, other = some_triplets(seed, count, classes, size)
-    rows, row_starts, starts = packs.assemble(Rule(), triplets, own, other, pack_rows, shard=0)
+    rows, row_starts, starts = packs.assemble(Rule(), triplets, own, other, pack_rows, fill, shard=0)
     assert starts[0] == 0 and starts[-1] == count and row_starts[-1] == len(rows)
     assert (np.diff(starts) > 0).all()
     for pack in range(len(starts) - 1):
@@ -45,23 +45,23 @@ def test_each_triplet_is_in_one_pack_that_fits(seed, count, classes, size, pack_
         if pack_rows == packs.LONE:
             continue
         label, filled = np.unique(here // size, return_counts=True)
-        assert (filled >= min(packs.FILL, size)).all()
+        assert (filled >= min(fill, size)).all()
         assert set(label) == set(needed // size), "fill brings no new class"
         extra = {c: np.sum(here // size == c) - np.sum(np.unique(needed) // size == c) for c in label}
-        assert all(n == 0 or filled[list(label).index(c)] == min(packs.FILL, size) for c, n in extra.items())
+        assert all(n == 0 or filled[list(label).index(c)] == min(fill, size) for c, n in extra.items())
         if pack + 2 < len(starts):  # the next triplet did not fit
             nxt = starts[pack + 1]
             more = np.unique(
                 np.concatenate([needed, [triplets.anchor[nxt], triplets.positive[nxt], triplets.negative[nxt]]])
             )
             _, sizes = np.unique(more // size, return_counts=True)
-            assert len(more) + np.maximum(min(packs.FILL, size) - sizes, 0).sum() > pack_rows
+            assert len(more) + np.maximum(min(fill, size) - sizes, 0).sum() > pack_rows
 
 
 @pytest.mark.parametrize("pack_rows", [0, 2, 4, 7, 5000])
 def test_wrong_pack_rows_are_refused(pack_rows):
     with pytest.raises(ValueError, match="pack_rows"):
-        packs.check_pack_rows(pack_rows)
+        packs.check(pack_rows, 4)
 
 
 def test_chunks_cover_all_packs_within_the_limit():

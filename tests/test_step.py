@@ -44,7 +44,8 @@ def moved(model, batches, strategy=None, **options):
         optimizer = keras.optimizers.SGD(1.0)
         optimizer.build(model.trainable_variables)
     spec = {name: tf.TensorSpec([None, *value.shape[1:]], value.dtype) for name, value in batches[0].items()}
-    values = step.Step(model, optimizer, "triplet", 0.2, strategy, spec, **options)(batches)
+    values, embeddings = step.Step(model, optimizer, "triplet", 0.2, strategy, spec, **options)(batches)
+    assert [len(part) for part in embeddings] == [len(given["inputs"]) for given in batches]
     return [variable.numpy() - old for variable, old in zip(model.variables, before, strict=True)], values
 
 

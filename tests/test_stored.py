@@ -43,12 +43,12 @@ def test_positives_and_negatives_are_those_of_mining(copies_and_groups, most):
     payload = [example["vector"].tobytes() for example in everything]
     label, group = split.class_of(np.arange(split.rows)), [example["group"][0] for example in everything]
     rows = found.pool.row(np.random.default_rng(1).choice(found.pool.rows, 40, replace=False))
-    embedding, positive, negative, batch_positive = found(rows)
+    place, stored_place, positive, negative, batch_positive = found(rows)
     assert split.copies and split.grouped and found.pool.rows < split.rows
-    assert len(embedding) == min(most, found.pool.rows)
-    pooled = found.pool.row(np.arange(found.pool.rows))
-    place = {vector.tobytes(): row for vector, row in zip(found.pool.embeddings(pooled), pooled, strict=True)}
-    there = [place[vector.tobytes()] for vector in embedding]  # the row of each, up to copies, which are left out
+    assert len(stored_place) == min(most, found.pool.rows)
+    there = found.pool.row(stored_place)
+    np.testing.assert_array_equal(found.pool.row(place), rows)
+    np.testing.assert_array_equal(found.embedding[stored_place], found.pool.embeddings(there))
     for i, a in enumerate(rows):
         for j, b in enumerate(there):
             if sum(payload[b] == other for other in payload) > 1:
@@ -82,12 +82,12 @@ def test_a_draw_has_classmates_for_every_row_is_seeded_and_otherwise_uniform(min
     first = corpus.split("train").first_rows
     rows = np.array([first[2], first[2] + 5, first[7]])
     found = opened(mined, 100)
-    drawn = found._drawn(rows)
+    drawn = found.pool.row(found._drawn(rows))
     assert len(np.unique(drawn)) == 100
     label = found.pool.split.class_of(drawn)
     assert all(np.sum(label == of) >= stored.CLASSMATES for of in (2, 7))
-    np.testing.assert_array_equal(drawn, found._drawn(rows))
-    assert not np.array_equal(drawn, opened(mined, 100, seed=1)._drawn(rows))
+    np.testing.assert_array_equal(drawn, found.pool.row(found._drawn(rows)))
+    assert not np.array_equal(drawn, found.pool.row(opened(mined, 100, seed=1)._drawn(rows)))
     counts = np.zeros(len(first) - 1)
     for seed in range(40):
         counts += np.bincount(found.pool.split.class_of(opened(mined, 100, seed)._drawn(rows)), minlength=len(counts))
@@ -179,7 +179,9 @@ def test_padded_batches_hold_what_unpadded_ones_hold(mined, most):
     ]
     for plain, padded in zip(*each, strict=True):
         rows = len(plain["inputs"])
-        np.testing.assert_array_equal(plain["stored"], padded["stored"])
+        for name in ("stored_place", "place"):
+            np.testing.assert_array_equal(plain[name], padded[name][: len(plain[name])])
+        assert (padded["place"][rows:].numpy() == -1).all()
         for name in ("stored_positive", "stored_negative"):
             np.testing.assert_array_equal(plain[name], padded[name][:rows])
             assert not padded[name][rows:].numpy().any() and plain[name].numpy().any(axis=1).all()
@@ -201,7 +203,28 @@ def test_a_round_trains_with_them_tells_their_loss_and_lets_them_go(mined, tmp_p
     assert told[0]["next_checkpoint_digest"] != told[1]["next_checkpoint_digest"]
     assert capsys.readouterr().out.count("loss of stored rows") == 1
     [one] = made
-    assert one._all is None
+    assert not hasattr(one, "embedding")
+
+
+@pytest.mark.parametrize("jit", [[], ["--jit"]])
+def test_a_step_meets_what_the_steps_before_it_made_of_their_rows(mined, tmp_path, monkeypatch, jit):
+    seen, renew = [], stored.StoredRows.renew
+
+    def watched(self, batch, embeddings):
+        np.testing.assert_array_equal(batch["stored"], self.embedding[batch["stored_place"].numpy()])
+        before = self.embedding.copy()
+        renew(self, batch, embeddings)
+        place = batch["place"].numpy()
+        changed = np.flatnonzero((self.embedding != before).any(axis=1))
+        assert set(changed) <= set(place[place >= 0]) and len(changed) > 0.9 * (place >= 0).sum()
+        np.testing.assert_allclose(np.linalg.norm(self.embedding, axis=1), 1, atol=1e-3)
+        seen.append(place)
+
+    monkeypatch.setattr(stored.StoredRows, "renew", watched)
+    run = shutil.copytree(mined, tmp_path / "run")
+    assert train.main(["--run_dir", str(run), "--stored_rows", "500", *jit]) == 0
+    manifest = records.open_triplets(mined, 0, records.open_corpus(mined))
+    assert len(seen) == manifest["packs"] and sum((place >= 0).sum() for place in seen) == manifest["rows"]
 
 
 def test_embeddings_that_are_gone_or_altered_are_named(mined, tmp_path):

@@ -28,8 +28,8 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _write(path: Path, variables: dict[str, Any], **others: str) -> None:
-    values: dict[str, Any] = {name: np.array(text) for name, text in others.items()}
+def _write(path: Path, variables: dict[str, Any], **others: Any) -> None:
+    values: dict[str, Any] = {name: np.asarray(value) for name, value in others.items()}
     for group, of_it in variables.items():
         values |= {f"{group}/{i:05d}": variable.numpy() for i, variable in enumerate(of_it)}
     storage.write_atomically(path, lambda temporary: np.savez(temporary, **values))
@@ -59,13 +59,17 @@ def _assign(variables: Any, values: dict[str, np.ndarray], group: str) -> None:
 
 
 class Resumable:
-    """A run's state on disk: every variable of model and optimizer, and `progress`, a dict for JSON.
+    """A run's state on disk: every variable of model and optimizer, `progress`, a dict for JSON, and stored rows.
 
     key: everything that shapes the run, for JSON; a state with another key is left aside.
     """
 
-    def __init__(self, path: Path, key: Any, model: Any, optimizer: Any, progress: dict[str, Any]):
+    def __init__(
+        self, path: Path, key: Any, model: Any, optimizer: Any, progress: dict[str, Any],
+        stored: np.ndarray | None = None,
+    ):  # fmt: skip
         self.path, self.model, self.optimizer, self.progress = path, model, optimizer, progress
+        self.arrays = {} if stored is None else {"stored": stored}
         self.key = records.sha256_of_json(key)
         self._saved, self._pause = time.monotonic(), SAVE_SECONDS
 
@@ -78,12 +82,14 @@ class Resumable:
         self.optimizer.build(self.model.trainable_variables)
         _assign(self.optimizer.variables, values, "optimizer")
         self.progress |= json.loads(str(values["progress"]))
+        for name, array in self.arrays.items():
+            array[...] = values[name]
         return True
 
     def save(self) -> None:
         started = time.monotonic()
         variables = {"model": self.model.variables, "optimizer": self.optimizer.variables}
-        _write(self.path, variables, key=self.key, progress=json.dumps(self.progress))
+        _write(self.path, variables, key=self.key, progress=json.dumps(self.progress), **self.arrays)
         self._saved = time.monotonic()
         self._pause = max(SAVE_SECONDS, (self._saved - started) / SAVING_SHARE)
 

@@ -91,13 +91,13 @@ class Step:
                 of_stored = _stored_rows_loss(embeddings, batch)
                 weighted = (value + of_stored) * share
             sums = _sums(d_ap, d_an, margin, batch["valid"])
-            return value, sums, of_stored, tape.gradient(weighted, model.trainable_variables)
+            return value, sums, of_stored, embeddings, tape.gradient(weighted, model.trainable_variables)
 
         def on_one(batch: dict[str, Any], share: Any) -> Any:
-            value, sums, of_stored, found = gradients(batch, share)
+            value, sums, of_stored, embeddings, found = gradients(batch, share)
             optimizer.apply_gradients(zip(found, model.trainable_variables, strict=True))
             sums *= tf.cast(share > 0, tf.float32)
-            return tf.concat([[value * share], sums, [of_stored * share]], axis=0)
+            return tf.concat([[value * share], sums, [of_stored * share]], axis=0), embeddings
 
         def measure_one(batch: dict[str, Any]) -> Any:
             d_ap, d_an = losses.triplet_distances(self._embed(batch), batch["triplets"])
@@ -105,7 +105,8 @@ class Step:
 
         @tf.function(input_signature=signature, autograph=False)  # type: ignore[untyped-decorator]
         def on_all(batches: Any, shares: Any) -> Any:
-            return strategy.reduce("SUM", strategy.run(on_one, (batches, shares)), axis=None)
+            values, embeddings = strategy.run(on_one, (batches, shares))
+            return strategy.reduce("SUM", values, axis=None), strategy.experimental_local_results(embeddings)
 
         self._on_all = on_all
         self._measure = tf.function(measure_one, input_signature=[spec], autograph=False)
@@ -114,16 +115,20 @@ class Step:
         with _statistics_of(self._model, batch["real"]) if self._jit else nullcontext():
             return self._model(batch["inputs"], training=True)
 
-    def __call__(self, batches: list[dict[str, Any]]) -> np.ndarray:
+    def __call__(self, batches: list[dict[str, Any]]) -> tuple[np.ndarray, list[np.ndarray]]:
         """float64 [5]: the loss; over the batches' triplets how many are active, and the sums of d_ap and d_an; and
-        the loss of the stored rows."""
+        the loss of the stored rows. And the embeddings that each batch had, float32 [R, dim]."""
+        values, embeddings = self._run(batches)
+        return values.numpy().astype(float), [tf.cast(part, tf.float32).numpy() for part in embeddings[: len(batches)]]
+
+    def _run(self, batches: list[dict[str, Any]]) -> Any:
         replicas = self._strategy.num_replicas_in_sync
         counts = [float(tf.reduce_sum(batch["valid"])) for batch in batches]
         missing = replicas - len(batches)  # at the end of an epoch: a batch again, with no weight
         batches = batches + [batches[-1]] * missing
         shares = [count / sum(counts) for count in counts] + [0.0] * missing
         if replicas == 1:
-            return self._on_all(batches[0], tf.constant(shares[0])).numpy().astype(float)
+            return self._on_all(batches[0], tf.constant(shares[0]))
 
         def spread(values: list[Any]) -> Any:
             return self._strategy.experimental_distribute_values_from_function(
@@ -131,7 +136,7 @@ class Step:
             )
 
         each = {name: spread([batch[name] for batch in batches]) for name in batches[0]}
-        return self._on_all(each, spread([tf.constant(share) for share in shares])).numpy().astype(float)
+        return self._on_all(each, spread([tf.constant(share) for share in shares]))
 
     def active(self, batches: Any) -> float:
         """Which share of the batches' triplets has a loss above 0 in training mode.

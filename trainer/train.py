@@ -158,9 +158,7 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     seen: list[float] = progress["losses"]
 
     # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
-    @tf.function(
-        input_signature=[input_spec(corpus.features, shape), tf.TensorSpec([None], tf.int64)], autograph=False
-    )
+    @tf.function(input_signature=[input_spec(corpus.features, shape), tf.TensorSpec([None], tf.int64)], autograph=False)
     def step(inputs: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = losses.triplet_semihard_loss(labels, model(inputs, training=True), arguments.margin)
@@ -241,11 +239,16 @@ class Round:
         return records.round_dir(self.run_dir, self.number) / "train"
 
     def batches(self, arguments: argparse.Namespace, epoch: int, first_batch: int = 0) -> Any:
+        """A tf.data.Dataset, of which `with_stored` makes what a step takes."""
         seed = int(draw_key(arguments.seed, self.number, f"epoch/{epoch}")) & 0x7FFFFFFF
         return triplet_batches(
             self.triplets, self.manifest, self.shape, arguments.batch_rows, seed, first_batch, pad=arguments.jit,
             decoded=self.decoded, stored=self.stored,
         )  # fmt: skip
+
+    def with_stored(self, batches: Any) -> Iterator[dict[str, Any]]:
+        """Batches with the embeddings that each is compared with, as they are when it is asked for."""
+        return map(self.stored.add, batches) if self.stored else iter(batches)
 
     def clear(self) -> None:
         """Frees what is kept for the batches."""
@@ -326,9 +329,10 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
     )  # fmt: skip
     shaping = {name: getattr(arguments, name) for name in names}
     key = [manifest["triplet_digest"], round_.digest, shaping, replicas]
-    state = Resumable(train_dir / "state.npz", key, model, optimizer, progress)
+    stored = round_.stored
+    state = Resumable(train_dir / "state.npz", key, model, optimizer, progress, stored.embedding if stored else None)
     resumed = state.restore()
-    spec = round_.batches(arguments, 0).element_spec
+    spec = round_.batches(arguments, 0).element_spec | (stored.spec if stored else {})
     step = Step(model, optimizer, arguments.loss, margin, strategy, spec, arguments.jit)
     logs = train_dir / "logs" if storage.is_local(train_dir) else round_.triplets / "logs"
     log = tf.summary.create_file_writer(str(logs))
@@ -337,7 +341,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
         f"{manifest['packs']:,} packs" + ("" if round_.mined == round_.number else f", mined in round {round_.mined}")
     )
     if progress["fresh"] is None:
-        progress["fresh"] = step.active(round_.batches(arguments, 0).take(FRESH_BATCHES))
+        progress["fresh"] = step.active(round_.with_stored(round_.batches(arguments, 0).take(FRESH_BATCHES)))
     print(f"  active when mined: all; in training mode: {progress['fresh']:.0%}")
     if resumed:
         print(f"  goes on at step {progress['step']}")
@@ -353,10 +357,14 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
             here = progress["epoch"]
             precision = mixed_precision(model) if arguments.mixed_precision else nullcontext()
             with precision:
-                for batches in groups(round_.batches(arguments, epoch, here["batches"]), replicas):
+                left = round_.with_stored(round_.batches(arguments, epoch, here["batches"]))
+                for batches in groups(left, replicas):
                     rounds = round_.number % arguments.decay_rounds + progress["step"] / steps
                     optimizer.learning_rate = decayed(arguments.learning_rate, rounds / arguments.decay_rounds)
-                    values = step(batches)
+                    values, embeddings = step(batches)
+                    if stored:
+                        for batch, made in zip(batches, embeddings, strict=True):
+                            stored.renew(batch, made)
                     triplets = int(sum(batch["valid"].numpy().sum() for batch in batches))
                     progress["rows"] += int(sum(batch["real"].numpy().sum() for batch in batches))
                     here["sums"] = [a + b for a, b in zip(here["sums"], values.tolist(), strict=True)]
@@ -368,7 +376,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
                     with log.as_default(step=steps_before + progress["step"]):
                         tf.summary.scalar("loss", values[0])
                         tf.summary.scalar("active_share", values[1] / triplets)
-                        if round_.stored:
+                        if stored:
                             tf.summary.scalar("stored_rows_loss", values[4])
                         tf.summary.scalar("staleness", stale + progress["step"] - 1)
                     if stopping():
