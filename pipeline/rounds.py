@@ -56,8 +56,7 @@ def main(argv: list[str]) -> int:
             raise InputError(f"--{name} {getattr(arguments, name)!r}: {error}") from None
     corpus = records.open_corpus(arguments.run_dir)
     with command.hold(arguments.run_dir, "rounds") as lock:
-        # Side by side the trainer goes first: with older triplets it learns still, without cores it does not.
-        miner = Worker("pipeline.mine", lock, quiet=arguments.overlap, yields=arguments.overlap)
+        miner = Worker("pipeline.mine", lock, quiet=arguments.overlap)
         trainer = Worker("trainer.train", lock, quiet=arguments.overlap)
         with command.at_stop(miner.end), command.at_stop(trainer.end):
             try:

@@ -15,7 +15,6 @@ from contextlib import suppress
 
 from pipeline import command
 
-YIELDING = 10  # what is added to the niceness of a process that yields: it gets a tenth of a core that others want
 DEATHS = 3  # of a worker, one after the other, that are put up with
 
 
@@ -25,12 +24,10 @@ class Worker:
     module: the command that it will be called for first; the process starts at once, and imports that meanwhile.
     lock: the file descriptor of the run directory's lock. The process holds it too, and takes no lock of its own.
     quiet: only errors, for two that would draw their bars on one screen.
-    yields: takes what other processes leave of the cores.
     """
 
-    def __init__(self, module: str, lock: int, quiet: bool = False, yields: bool = False):
+    def __init__(self, module: str, lock: int, quiet: bool = False):
         self._module, self._lock, self._quiet = module, lock, quiet
-        self._flags = ["quiet"] * quiet + ["yields"] * yields
         self._process: subprocess.Popen[str] | None = None
         self._calling = self._ended = False
         self._start()
@@ -67,7 +64,7 @@ class Worker:
         read, write = os.pipe()
         kept = [write, self._lock] if self._lock >= 0 else [write]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.worker", str(write), self._module, *self._flags],
+            [sys.executable, "-m", "pipeline.worker", str(write), self._module, *(["quiet"] if self._quiet else [])],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, pass_fds=kept,
             env=os.environ | ({"TTY_COMPATIBLE": "0"} if self._quiet else {}),
         )  # fmt: skip
@@ -103,9 +100,7 @@ def serve(reply: int) -> None:
 
 if __name__ == "__main__":
     command.listen()
-    if "quiet" in sys.argv[3:]:
+    if sys.argv[3:]:
         command.log.setLevel("ERROR")
-    if "yields" in sys.argv[3:]:
-        os.nice(YIELDING)
     importlib.import_module(sys.argv[2])
     serve(int(sys.argv[1]))

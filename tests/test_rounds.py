@@ -15,7 +15,7 @@ from conftest import command as run_command
 
 from pipeline import command, records, rounds
 from pipeline.records import InputError
-from pipeline.worker import YIELDING, Worker
+from pipeline.worker import Worker
 
 
 def of_round(run, number):
@@ -62,15 +62,6 @@ def test_a_worker_that_was_ended_is_not_started_again():
     ended = worker._process
     assert worker.call("pipeline.records") != 0
     assert worker._process is ended and ended.poll() is not None
-
-
-def test_a_worker_that_yields_has_a_lower_priority(mined):
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    for yields in (False, True):
-        worker = Worker("pipeline.records", lock=-1, yields=yields)
-        assert worker.call("pipeline.records", "verify", mined) == 0
-        assert os.getpriority(os.PRIO_PROCESS, worker._process.pid) == min(19, own + yields * YIELDING)
-        worker.end()
 
 
 @pytest.mark.slow
