@@ -151,7 +151,7 @@ def timed_rounds(run_dir: Path, *arguments: str) -> tuple[float, list[float]]:
 
 
 def rounds(warm: Path, scratch: Path) -> list[Row]:
-    options = ("--mine", "--anchors 1500")
+    options = ("--mine", "--anchors 1500", "--train", "")
     in_turn, ends = timed_rounds(start(warm, scratch / "in-turn"), *options)
     overlapped, _ = timed_rounds(start(warm, scratch / "overlapped"), *options, "--overlap")
     fixed = []

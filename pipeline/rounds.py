@@ -6,6 +6,9 @@ One process mines and one trains, and both stay alive: their start is paid once.
 the checkpoint that the last one trained. With --overlap they work side by side, as in ANCE
 (https://arxiv.org/abs/2007.00808): the trainer takes the newest mined round there is, the miner the newest
 checkpoint, and checkpoints that it does not get to are skipped. All that they tell each other is on disk.
+
+MINE and TRAIN, the flags of the two unless others are given, add stored rows to the triplet loss: README measures what
+they bring. --mine= --train= leaves both to their own defaults, the plain triplet loss.
 """
 
 import argparse
@@ -21,6 +24,8 @@ from pipeline import command, records, storage
 from pipeline.records import InputError
 from pipeline.worker import Worker
 
+MINE = "--margin 1.0 --fill 2 --pack_pick nearest"
+TRAIN = "--stored_rows 10000"
 BEST_FORMAT = "triplet-miner-best/1"
 COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out
 YOUNG = 1  # rounds whose embeddings may still lie together
@@ -39,8 +44,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--warmup_steps", type=int, help="in-batch steps before round 0 (one pass over the train split; 0: none)"
     )
-    parser.add_argument("--mine", default="", metavar="FLAGS", help="for pipeline.mine: --mine='--pick nearest'")
-    parser.add_argument("--train", default="", metavar="FLAGS", help="for trainer.train: --train='--epochs 2'")
+    parser.add_argument("--mine", default=MINE, metavar="FLAGS", help=f"for pipeline.mine, all of them ('{MINE}')")
+    parser.add_argument("--train", default=TRAIN, metavar="FLAGS", help=f"for trainer.train, all of them ('{TRAIN}')")
     command.add_options(parser)
     arguments = parser.parse_args(argv)
     command.begin(arguments)
@@ -96,6 +101,7 @@ class Rounds:
         mined = records.newest_round(self.run_dir, records.manifest_path)
         newest = records.newest_round(self.run_dir, records.checkpoint_path)
         assert newest is not None, "there is a first checkpoint"
+        print(f"pipeline.mine {' '.join(self.flags['mine'])}; trainer.train {' '.join(self.flags['train'])}")
         print(HEAD, flush=True)
         first_round = newest if mined is None or newest > mined else mined
         if self.arguments.overlap:

@@ -39,7 +39,7 @@ def test_side_by_side_every_set_is_mined_from_its_own_checkpoint(digits, tmp_pat
         steps += metrics["steps"]
         assert metrics["total_steps"] == steps
     lines = capfd.readouterr().out.splitlines()
-    assert [int(line.split()[1]) for line in lines[1:5]] == mined
+    assert [int(line.split()[1]) for line in lines[2:6]] == mined
 
 
 def test_a_set_of_the_overlap_is_reproduced_from_its_manifest(mined, tmp_path):
