@@ -4,9 +4,9 @@
 
 The project's own commands train every row, on Omniglot's characters (those that several folders share count once), each
 also turned by 90, 180 and 270 degrees as classes of their own (as in Matching Networks, section 4.1.1,
-https://arxiv.org/abs/1606.04080). Characters, with their turns, are held out whole. Settings were chosen on the
-validation characters (`--tune` does it again), the rows are of the eval characters. An image pass is an image forwarded
-and backwarded; warm-up passes count.
+https://arxiv.org/abs/1606.04080). Characters, with their turns, are held out whole. Settings were chosen with another
+split of the characters and other seeds (`--tune` is the grid of rates and margins); the rows are of the eval
+characters. An image pass is an image forwarded and backwarded; warm-up passes count.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from trainer.evaluate import retrieval
 
 BATCH = 128  # images a step
 FORWARD = 1 / 3  # of a training pass: what a forward pass of mining costs
-SEEDS = range(3, 6)  # no setting was chosen on these
+SPLIT, SEEDS = 1, range(3, 6)  # of the characters, and of the runs: no setting was chosen on these
 PICTURE = Path(__file__).parent.parent / "docs" / "quality.png"
 
 
@@ -65,7 +65,7 @@ class Recipe:
 
 RATE = ("--learning_rate", "0.003")
 ONLINE = Recipe(name="in-batch, best margin", online=(*RATE, "--margin", "1.0"))
-# The best of what was tried, judged by the validation characters and seeds 0 and 1.
+# The best of what was tried, with split 0 and seeds 0 and 1.
 OFFLINE = Recipe(
     name="packs with stored rows", online=ONLINE.online, warmup=0.23, rounds=lambda passes: 2, fill=2,
     mine=("--margin", "1.0", "--fill", "2", "--pack_pick", "nearest"),
@@ -112,7 +112,7 @@ class Data:
 
 def omniglot(sources: list[str], scratch: Path) -> Data:
     upright = scratch / "upright"
-    shares = ["--validation_share", "0.15", "--eval_share", "0.25"]
+    shares = ["--validation_share", "0.15", "--eval_share", "0.25", "--seed", SPLIT]
     quietly(ingest.main, "--run_dir", upright, "--source", f"images:{merged(sources, scratch / 'characters')}", *shares)
     corpus = records.open_corpus(upright)
     for split in records.SPLITS:

@@ -125,7 +125,8 @@ def image_passes(warm: Path, scratch: Path) -> Row:
         for anchors, rate, rounds_ in settings:
             run_dir = start(warm, scratch / f"{kind}-{anchors}-{rate}")
             mine = f"--anchors {anchors}" + (" --pack_rows 3" if kind == "lone" else "")
-            run("pipeline.rounds", run_dir, "--rounds", rounds_, "--mine", mine, "--train", f"--learning_rate {rate}")
+            flags = ("--plain", "--mine", mine, "--train", f"--learning_rate {rate}")
+            run("pipeline.rounds", run_dir, "--rounds", rounds_, *flags)
             found[f"{kind}, {anchors} anchors a round, rate {rate}"] = passes_and_quality(run_dir)
         best[kind] = max(found, key=lambda name: found[name][1].max())
         measured[kind] = found[best[kind]]
@@ -151,7 +152,7 @@ def timed_rounds(run_dir: Path, *arguments: str) -> tuple[float, list[float]]:
 
 
 def rounds(warm: Path, scratch: Path) -> list[Row]:
-    options = ("--mine", "--anchors 1500", "--train", "")
+    options = ("--plain", "--mine", "--anchors 1500")
     in_turn, ends = timed_rounds(start(warm, scratch / "in-turn"), *options)
     overlapped, _ = timed_rounds(start(warm, scratch / "overlapped"), *options, "--overlap")
     fixed = []

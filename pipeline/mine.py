@@ -44,6 +44,7 @@ SCOPE_KINDS = [f"{scope}/{kind}" for scope in records.SCOPES for kind in selecti
 PACK_COUNTS = ("packs", "rows", "pack_skipped", "pack_guarded", *SCOPE_KINDS)  # of a triplet shard
 PAYLOAD_BYTES = 64 << 20  # payload held at a time while shards are written, if their packs are not larger
 COLLAPSED, COLLAPSE_ROWS = 0.99, 4096  # a mean of so many embeddings that is as long: they lie together
+FILL = 4  # rows of a class in a pack, unless told otherwise
 SLICE_ROWS = 2048  # of packs that a thread fills and serialises at a time: only speed
 
 
@@ -55,7 +56,7 @@ class Job:
     round: int
     rule: Rule
     pack_rows: int = 128
-    fill: int = 4  # rows that each class in a pack is filled to
+    fill: int = FILL  # rows that each class in a pack is filled to
     pack_pick: str | None = None  # the rule's pick for triplets inside the packs; None: as over the corpus
     anchors: int | None = None  # that many anchors; None: every row
     class_pool: int | None = None  # this round sees that many classes; None: all
@@ -174,6 +175,7 @@ class EmbedShard(_Step):
 
     def _load(self) -> Embedder:
         checkpoint = records.checkpoint_path(self.job.run_dir, self.job.round)
+        divide_cores()  # in a worker's process
         embedder = Embedder(checkpoint, self.pool.corpus)
         digest = records.checkpoint_digest(embedder.model)
         if digest != self.job.checkpoint_digest:
@@ -750,7 +752,7 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
     for name in ("fill", "pack_pick"):
         if getattr(arguments, name) is not None and arguments.pack_rows == packs.LONE:
             raise InputError(f"--{name} does nothing for lone triplets (--pack_rows {packs.LONE}); leave one out")
-    arguments.fill = 4 if arguments.fill is None else arguments.fill
+    arguments.fill = FILL if arguments.fill is None else arguments.fill
     try:
         rule = Rule(
             shares=parse_shares(arguments.negatives), round=number,
@@ -784,10 +786,12 @@ def already_mined(job_: Job, corpus: Corpus) -> int:
     """Says so and changes nothing; refuses if the round was mined from something else."""
     manifest = records.open_triplets(job_.run_dir, job_.round, corpus)
     directory = records.manifest_path(job_.run_dir, job_.round).parent
+    there = manifest["options"]
+    there = {"fill": FILL, "pack_pick": there["pick"], **there}  # those of earlier versions
     asked = json.loads(json.dumps(job_.options()))
     for name, found, expected in (
         ("checkpoint", manifest["checkpoint_digest"][:12], job_.checkpoint_digest[:12]),
-        *((name, manifest["options"].get(name), value) for name, value in asked.items()),
+        *((name, there.get(name), value) for name, value in asked.items()),
     ):
         if found != expected:
             raise InputError(

@@ -19,7 +19,10 @@ def check(pack_rows: int, fill: int) -> None:
     if fill < 2:
         raise ValueError(f"fill must be at least 2, for a class alone in a pack gives no pair; found {fill}")
     if pack_rows != LONE and not 2 * fill <= pack_rows <= MAX_ROWS:
-        raise ValueError(f"pack_rows must be {LONE} (lone triplets) or {2 * fill} to {MAX_ROWS}; found {pack_rows}")
+        raise ValueError(
+            f"pack_rows must be {LONE} (lone triplets), or hold two classes of {fill} (fill) and be at most "
+            f"{MAX_ROWS}; found {pack_rows}"
+        )
 
 
 def shard_of(rule: Rule, triplets: Triplets, shards: int) -> np.ndarray:

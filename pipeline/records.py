@@ -46,7 +46,8 @@ def import_tensorflow() -> Any:
 
     See https://github.com/tensorflow/tensorflow/issues/100442. If the import fails they are shown. One thread imports:
     a worker of an engine sets up several steps at a time, and met a half imported module. Keras' imports for its extras
-    would take .8 s of the import's 2.3: meanwhile it is told that they are not installed.
+    would take .8 s of the import's 2.3: meanwhile it is told that they are not installed, and will say so if a process
+    of ours asks for Keras' wrappers of scikit-learn or its plots.
     """
     with _importing:
         if "tensorflow" not in sys.modules:

@@ -7,8 +7,8 @@ the checkpoint that the last one trained. With --overlap they work side by side,
 (https://arxiv.org/abs/2007.00808): the trainer takes the newest mined round there is, the miner the newest
 checkpoint, and checkpoints that it does not get to are skipped. All that they tell each other is on disk.
 
-MINE and TRAIN, the flags of the two unless others are given, add stored rows to the triplet loss: README measures what
-they bring. --mine= --train= leaves both to their own defaults, the plain triplet loss.
+The flags MINE and TRAIN add stored rows to the triplet loss: README measures what they bring. Flags that are given
+come after them, and win; --plain leaves both commands to their own defaults, the plain triplet loss.
 """
 
 import argparse
@@ -44,8 +44,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--warmup_steps", type=int, help="in-batch steps before round 0 (one pass over the train split; 0: none)"
     )
-    parser.add_argument("--mine", default=MINE, metavar="FLAGS", help=f"for pipeline.mine, all of them ('{MINE}')")
-    parser.add_argument("--train", default=TRAIN, metavar="FLAGS", help=f"for trainer.train, all of them ('{TRAIN}')")
+    parser.add_argument("--plain", action="store_true", help=f"without {MINE}, {TRAIN}: the plain triplet loss")
+    parser.add_argument("--mine", default="", metavar="FLAGS", help="for pipeline.mine: --mine='--anchors 5000'")
+    parser.add_argument("--train", default="", metavar="FLAGS", help="for trainer.train: --train='--epochs 2'")
     command.add_options(parser)
     arguments = parser.parse_args(argv)
     command.begin(arguments)
@@ -54,9 +55,9 @@ def main(argv: list[str]) -> int:
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}; found {value}")
     flags = {}
-    for name in ("mine", "train"):
+    for name, first in (("mine", MINE), ("train", TRAIN)):
         try:
-            flags[name] = shlex.split(getattr(arguments, name))
+            flags[name] = shlex.split(("" if arguments.plain else first + " ") + getattr(arguments, name))
         except ValueError as error:
             raise InputError(f"--{name} {getattr(arguments, name)!r}: {error}") from None
     corpus = records.open_corpus(arguments.run_dir)

@@ -125,14 +125,20 @@ def test_every_triplet_obeys_the_definitions(fresh_run, arguments):
 
 
 @pytest.mark.parametrize("fill", [2, 4])
-def test_packs_are_filled_and_full(fresh_run, fill):
-    assert mine.main(["--run_dir", str(fresh_run), *(["--fill", "2"] if fill == 2 else [])]) == 0
+def test_classes_in_packs_are_filled_and_no_further(fresh_run, fill):
+    assert mine.main(["--run_dir", str(fresh_run), "--pack_rows", "16", *(["--fill", "2"] if fill == 2 else [])]) == 0
     label, _ = truth(fresh_run)
+    classes = [len(np.unique(label[pack["row"]])) for pack in read_packs(fresh_run)]
+    assert max(classes) <= 16 // fill and np.median(classes) > 8 // fill
+
+
+def test_packs_are_filled_and_full(mined):
+    label, _ = truth(mined)
     sizes = []
-    for pack in read_packs(fresh_run):
+    for pack in read_packs(mined):
         rows = pack["row"]
         _, count = np.unique(label[rows], return_counts=True)
-        assert count.min() >= fill
+        assert count.min() >= 4
         sizes.append(len(rows))
         of_corpus = pack["scope"] == records.SCOPES.index("corpus")
         assert of_corpus.any()
@@ -185,7 +191,7 @@ def test_the_command_speaks_plainly(fresh_run):
         (["--negatives", "hard:x"], "hard:x"),
         (["--pack_rows", "5"], "pack_rows must be 3"),
         (["--fill", "1"], "fill must be at least 2"),
-        (["--fill", "65"], "pack_rows must be 3 .* or 130 to"),
+        (["--fill", "65"], "hold two classes of 65 .fill.*found 128"),
         (["--pack_rows", "3", "--fill", "2"], "--fill does nothing for lone triplets"),
         (["--pack_rows", "3", "--pack_pick", "nearest"], "--pack_pick does nothing"),
         (["--anchors", "0"], "anchors must be at least 1"),
@@ -416,3 +422,15 @@ def test_a_payload_that_ends_in_nul_bytes_stays_as_it_is(tmp_path):
         packed |= zip(pack["id"], pack["image"], strict=True)
     assert any(image.endswith(bytes(7)) for image in packed.values())
     assert all((tmp_path / "source" / id.decode()).read_bytes() == image for id, image in packed.items())
+
+
+def test_a_round_of_a_version_without_fill_is_known_again(mined, tmp_path, capsys):
+    run = shutil.copytree(mined, tmp_path / "run")
+    path = records.manifest_path(run, 0)
+    manifest = json.loads(path.read_text())
+    del manifest["options"]["fill"], manifest["options"]["pack_pick"]
+    records.write_json(path, manifest)
+    assert mine.main(["--run_dir", str(run)]) == 0
+    assert "round 0 is mined already; nothing to do" in capsys.readouterr().out
+    with pytest.raises(InputError, match="mined already with fill 4, asked for 2"):
+        mine.main(["--run_dir", str(run), "--fill", "2"])

@@ -81,7 +81,7 @@ def test_two_rounds_each_mined_with_the_checkpoint_that_the_last_one_trained(fre
     assert f"pipeline.mine {rounds.MINE}; trainer.train {rounds.TRAIN}\n" in capsys.readouterr().out
     assert all(m["margin"] == 1.0 and m["stored_rows"] == 10_000 for m in metrics)
     assert [m["options"]["fill"] for m in manifests] == [2, 2]
-    assert rounds.main(["--run_dir", str(fresh_run), "--rounds", "1", "--mine=", "--train="]) == 0
+    assert rounds.main(["--run_dir", str(fresh_run), "--rounds", "1", "--plain"]) == 0
     plain = json.loads((records.round_dir(fresh_run, 2) / "train/metrics.json").read_text())
     assert plain["margin"] == 0.2 and plain["stored_rows"] == 0
 

@@ -76,7 +76,7 @@ def triplet_batches(
       first_batch: how many batches of the epoch to leave out at its start.
       pad: to one shape, R = batch_rows and T = the most triplets that so many packs have.
       decoded: kept from epoch to epoch of a round.
-      stored: for the entries that `losses.stored_rows_loss` takes.
+      stored: for the entries that its `add` and `renew` take, masks among them.
     Returns:
       A tf.data.Dataset of dicts. inputs: [R, *input_shape], float32, of texts string, and real: float32 [R], 0 where a
       row is padding; triplets: int32 [T, 3], positions in inputs of anchor, positive, negative, and valid: float32 [T],

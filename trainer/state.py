@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline import command, records, storage
 
+FORMAT = "triplet-miner-state/2"  # with the stored rows as the steps renewed them
 SAVE_SECONDS = 10.0  # between two saves, at the least; longer where saving takes long
 SAVING_SHARE = 0.02  # of the time, at the most
 
@@ -70,7 +71,7 @@ class Resumable:
     ):  # fmt: skip
         self.path, self.model, self.optimizer, self.progress = path, model, optimizer, progress
         self.arrays = {} if stored is None else {"stored": stored}
-        self.key = records.sha256_of_json(key)
+        self.key = records.sha256_of_json([FORMAT, key])
         self._saved, self._pause = time.monotonic(), SAVE_SECONDS
 
     def restore(self) -> bool:

@@ -68,6 +68,8 @@ def _call_with_mask(layer: Any, real: Any, inputs: Any, training: Any = None, ma
 class Step:
     """Updates the model from one batch of `trainer.data.triplet_batches` per device.
 
+    Where the round has stored rows, `StoredRows.add` has completed it.
+
     The gradient is that of the loss's mean over the triplets of all devices' batches (of `active-triplet` and of stored
     rows: of each device's mean, weighted by its triplets). Batch normalisation takes its statistics per device, as
     usual, unless its layers are `synchronized`.
@@ -157,7 +159,7 @@ class Step:
 def _stored_rows_loss(embeddings: Any, batch: dict[str, Any]) -> Any:
     """0 for a batch without stored rows."""
     names = ("stored", "stored_positive", "stored_negative", "batch_positive")
-    return losses.stored_rows_loss(embeddings, *(batch[name] for name in names)) if "stored" in batch else 0.0
+    return losses.stored_rows_loss(embeddings, *(batch[name] for name in names)) if "stored_positive" in batch else 0.0
 
 
 def _sums(d_ap: Any, d_an: Any, margin: float, valid: Any) -> Any:

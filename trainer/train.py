@@ -1,4 +1,4 @@
-"""Train on the newest mined round with the plain triplet loss; write the next round's checkpoint.
+"""Train on the newest mined round, with the plain triplet loss unless told otherwise; write the next checkpoint.
 
 python -m trainer.train --run_dir D --init              round 0's checkpoint, seeded weights
 python -m trainer.train --run_dir D --online --steps N  the warm-up of round 0's checkpoint, in-batch
