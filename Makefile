@@ -60,7 +60,7 @@ report: .venv/installed ## report.html of each mined round and index.html over r
 	@$(PY) -m pipeline.report --run_dir "$(RUN_DIR)" $(ARGS)
 
 # The zip has one folder, which is no part of the classes' names. Rounds that are there are not trained on.
-demo: .venv/installed ## three rounds on Omniglot and their report: OMNIGLOT=FOLDER_OR_ZIP (2 minutes)
+demo: .venv/installed ## three rounds on Omniglot and their report: OMNIGLOT=FOLDER_OR_ZIP (40 seconds)
 	@[ -e "$(OMNIGLOT)" ] || { echo "OMNIGLOT='$(OMNIGLOT)' is neither a folder nor a zip. Take images_background_small1.zip" \
 	  "from python/ of https://github.com/brendenlake/omniglot, then: make demo OMNIGLOT=images_background_small1.zip"; exit 1; }
 	@images="$(OMNIGLOT)"; if [ -f "$$images" ]; then \
