@@ -42,32 +42,31 @@ PICTURE = Path(__file__).parent.parent / "docs" / "quality.png"
 class Recipe:
     """warmup: share of the passes that are in-batch. online, mine, train: flags of the commands.
 
-    rounds: how many, of so many passes in all; None for in-batch only. fill: rows that each class in a pack is filled
-    to, 1 for lone triplets. control: the rounds' packs are replaced by packs of randomly drawn classes, without corpus
-    triplets.
+    rounds: how many, of so many passes in all; None for in-batch only. rows: that a corpus triplet brings into a pack
+    at the most: its own class' and its negative's, or three. control: the rounds' packs are replaced by packs of
+    randomly drawn classes, without corpus triplets.
     """
 
     name: str
     online: tuple[str, ...]
     warmup: float = 1.0
     rounds: Callable[[int], int] | None = None
-    fill: int = 4
+    rows: int = 8
     mine: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     control: bool = False
 
     def anchors(self, passes: int) -> int:
-        """Of a round: each brings its own class and its negative's into a pack, or three rows."""
+        """Of a round."""
         assert self.rounds
-        rows = 3 if self.fill == 1 else 2 * self.fill
-        return round((1 - self.warmup) * passes / self.rounds(passes) / rows)
+        return round((1 - self.warmup) * passes / self.rounds(passes) / self.rows)
 
 
 RATE = ("--learning_rate", "0.003")
 ONLINE = Recipe(name="in-batch, best margin", online=(*RATE, "--margin", "1.0"))
 # The best of what was tried, with split 0 and seeds 0 and 1.
 OFFLINE = Recipe(
-    name="packs with stored rows", online=ONLINE.online, warmup=0.23, rounds=lambda passes: 2, fill=2,
+    name="packs with stored rows", online=ONLINE.online, warmup=0.23, rounds=lambda passes: 2, rows=4,
     mine=("--margin", "1.0", "--fill", "2", "--pack_pick", "nearest"),
     train=(*RATE, "--stored_rows", "100000", "--decay_rounds", "2"),
 )  # fmt: skip
@@ -81,7 +80,7 @@ RECIPES = {
     "control": replace(OFFLINE, name="packs of random classes with stored rows", control=True),
     "plain": PLAIN,
     "plain-control": replace(PLAIN, name="packs of random classes, the triplet loss alone", control=True),
-    "lone": replace(PLAIN, name="lone triplets, the triplet loss alone", fill=1, mine=("--pack_rows", "3")),
+    "lone": replace(PLAIN, name="lone triplets, the triplet loss alone", rows=3, mine=("--pack_rows", "3")),
 }
 
 

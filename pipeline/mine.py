@@ -703,9 +703,7 @@ def parse_shares(text: str) -> tuple[tuple[str, float], ...]:
 
 def main(argv: list[str]) -> int:
     parser = command.Parser(
-        "pipeline.mine",
-        "--run_dir DIR [options, also Apache Beam's]",
-        "Mine the newest checkpoint's round.",
+        "pipeline.mine", "--run_dir DIR [options, also Apache Beam's]", "Mine the newest checkpoint's round.",
         fromfile_prefix_chars="@",
     )
     parser.add_argument("--run_dir", type=storage.location, required=True, help="with the corpus and the rounds")
@@ -751,7 +749,10 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
     assert number is not None, "main has seen to a first checkpoint"
     for name in ("fill", "pack_pick"):
         if getattr(arguments, name) is not None and arguments.pack_rows == packs.LONE:
-            raise InputError(f"--{name} does nothing for lone triplets (--pack_rows {packs.LONE}); leave one out")
+            raise InputError(
+                f"--{name} does nothing for lone triplets (--pack_rows {packs.LONE}); leave one out. "
+                "pipeline.rounds gives it unless told --plain."
+            )
     arguments.fill = FILL if arguments.fill is None else arguments.fill
     try:
         rule = Rule(

@@ -11,7 +11,6 @@ import numpy as np
 from pipeline.selection import Rule, Triplets, _below, _compile, _hash, hashes
 
 MAX_ROWS = 2048  # a pack's triplets grow with the square of its rows
-SIDES = ("anchor", "positive", "negative")
 LONE = 3  # pack_rows for one triplet a record: no fill, no triplets of the pack's own
 
 
@@ -145,7 +144,8 @@ def assemble(
 
 def lone(triplets: Triplets) -> dict[str, np.ndarray]:
     """What `selection.select_within` gives of packs that hold one triplet each and nothing else."""
-    places = {side: np.full(len(triplets), place, np.int16) for place, side in enumerate(SIDES)}
+    sides = ("anchor", "positive", "negative")
+    places = {side: np.full(len(triplets), place, np.int16) for place, side in enumerate(sides)}
     kinds = {"kind": triplets.kind.astype(np.int16), "scope": np.zeros(len(triplets), np.int16)}
     return {**places, **kinds, "d_ap": triplets.d_ap, "d_an": triplets.d_an}
 

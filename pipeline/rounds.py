@@ -102,7 +102,8 @@ class Rounds:
         mined = records.newest_round(self.run_dir, records.manifest_path)
         newest = records.newest_round(self.run_dir, records.checkpoint_path)
         assert newest is not None, "there is a first checkpoint"
-        print(f"pipeline.mine {' '.join(self.flags['mine'])}; trainer.train {' '.join(self.flags['train'])}")
+        called = (["pipeline.mine", *self.flags["mine"]], ["trainer.train", *self.flags["train"]])
+        print("; ".join(map(shlex.join, called)))
         print(HEAD, flush=True)
         first_round = newest if mined is None or newest > mined else mined
         if self.arguments.overlap:

@@ -135,7 +135,6 @@ def test_a_reader_without_tensorflow_reads_our_files(mined):
     assert json.loads(done.stdout) == {name: len(first[name]) for name in ("anchor", "d_ap", "row", "kind", "scope")}
 
 
-
 def test_tensorflow_is_imported_without_what_keras_needs_for_extras():
     code = (
         "import sys; from pipeline import records; records.import_tensorflow(); "

@@ -117,11 +117,11 @@ class Step:
         with _statistics_of(self._model, batch["real"]) if self._jit else nullcontext():
             return self._model(batch["inputs"], training=True)
 
-    def __call__(self, batches: list[dict[str, Any]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    def __call__(self, batches: list[dict[str, Any]]) -> tuple[np.ndarray, Any]:
         """float64 [5]: the loss; over the batches' triplets how many are active, and the sums of d_ap and d_an; and
-        the loss of the stored rows. And the embeddings that each batch had, float32 [R, dim]."""
+        the loss of the stored rows. And the embeddings that each batch had, tensors [R, dim]."""
         values, embeddings = self._run(batches)
-        return values.numpy().astype(float), [tf.cast(part, tf.float32).numpy() for part in embeddings[: len(batches)]]
+        return values.numpy().astype(float), embeddings[: len(batches)]
 
     def _run(self, batches: list[dict[str, Any]]) -> Any:
         replicas = self._strategy.num_replicas_in_sync

@@ -76,10 +76,10 @@ class StoredRows:
         """A batch with the embeddings that it is compared with, as they are now."""
         return batch | {"stored": tf.constant(self.embedding[batch["stored_place"].numpy()])}
 
-    def renew(self, batch: dict[str, Any], embeddings: np.ndarray) -> None:
-        """Takes up what a step made of a batch's rows: float32 [r, dim]."""
+    def renew(self, batch: dict[str, Any], embeddings: Any) -> None:
+        """Takes up what a step made of a batch's rows: a tensor [r, dim]."""
         place = batch["place"].numpy()
-        self.embedding[place[place >= 0]] = embeddings[place >= 0]
+        self.embedding[place[place >= 0]] = embeddings.numpy()[place >= 0]
 
     def __call__(self, row: np.ndarray) -> tuple[np.ndarray, ...]:
         """Where the batch's rows, int64 [r], and the rows that they are compared with are among the stored ones, int64
