@@ -60,6 +60,8 @@ def test_every_triplet_obeys_the_definitions(fresh_run, arguments):
     manifest = records.open_triplets(fresh_run, 0, corpus)
     options, margin = manifest["options"], manifest["margin"]
     kinds = list(options["shares"])
+    asked = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert options["pack_pick"] == asked.get("--pack_pick", options["pick"])
     label, d = truth(fresh_run)
     split = corpus.split("train")
 
