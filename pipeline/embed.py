@@ -141,6 +141,7 @@ class Embedder:
             return self.model(decode_records(corpus.features, records, shape), training=False)
 
         self._embed_batch = embed_batch.get_concrete_function()  # traced here, once: threads would each do it
+        self._calls = ThreadPoolExecutor(CALLS)
 
     def __call__(self, records: list[bytes], first_row: int = 0) -> np.ndarray:
         """float32 [n, dim], L2-normalised, on the grid. `first_row` only names rows in errors."""
@@ -151,8 +152,7 @@ class Embedder:
             vectors: np.ndarray = self._embed_batch(tf.constant(batch + [batch[-1]] * (BATCH - len(batch)))).numpy()
             return vectors
 
-        with ThreadPoolExecutor(CALLS) as pool:
-            parts = list(pool.map(embed, range(0, len(records), BATCH)))
+        parts = list(self._calls.map(embed, range(0, len(records), BATCH)))
         embeddings = np.concatenate(parts)[: len(records)] if parts else np.empty((0, self.dim), np.float32)
         norm = np.linalg.norm(embeddings, axis=1)
         bad = np.flatnonzero(~(np.abs(norm - 1) < 1e-3))

@@ -42,13 +42,10 @@ class Strings:
         self.bounds = _appended(self.bounds, self._count + 1, bounds)
         self._count += len(strings)
 
-    def take(self, rows: np.ndarray) -> "Strings":
-        """Some rows, by place, as a copy."""
-        taken = Strings(width=self.width)
-        index = (rows[:, None] * self.width + np.arange(self.width)).ravel()
-        taken.data, taken.bounds = _gather(self.data, self.bounds, index)
-        taken._count = len(index)
-        return taken
+    @property
+    def joined(self) -> np.ndarray:
+        """uint8: all strings, end to end."""
+        return self.data[: self.bounds[self._count]]
 
 
 def _appended(room: np.ndarray, size: int, values: np.ndarray) -> np.ndarray:
@@ -72,17 +69,6 @@ class Column:
     values: Strings | np.ndarray
     starts: np.ndarray
     index: np.ndarray | None = None
-
-
-@_compile
-def _gather(data, bounds, index):
-    ends = np.zeros(len(index) + 1, np.int64)
-    for i, k in enumerate(index):
-        ends[i + 1] = ends[i] + bounds[k + 1] - bounds[k]
-    out = np.empty(ends[-1], np.uint8)
-    for i, k in enumerate(index):
-        out[ends[i] : ends[i + 1]] = data[bounds[k] : bounds[k + 1]]
-    return out, ends
 
 
 def _crc_tables() -> np.ndarray:

@@ -152,26 +152,77 @@ class _Step(beam.DoFn):
         self.pool = self.job.open_pool()
 
 
-class EmbedShard(_Step):
+class _SideBySide(_Step):
+    """A step that works on some elements of a bundle at once: what one leaves of the cores, waiting for a disk or at
+    its end, another takes."""
+
+    stage: str  # what `job.count` counts, and in which unit
+    unit: str
+
+    def __init__(self, job_: Job, at_once: int):
+        super().__init__(job_)
+        self.at_once = at_once
+
+    def work(self, element: Any) -> tuple[Any, int]:
+        """In a thread: an element's output, and how many units of work it was."""
+        raise NotImplementedError
+
+    def start_bundle(self) -> None:
+        self.started, self.done = 0.0, 0
+        self.threads = ThreadPoolExecutor(self.at_once)
+        self.under_way: collections.deque[Future[tuple[Any, int]]] = collections.deque()
+
+    def process(self, element: Any) -> Iterator[Any]:
+        self.started = self.started or time.monotonic()
+        try:
+            self.under_way.append(self.threads.submit(self.work, element))
+            while len(self.under_way) >= self.at_once:
+                yield self.first()
+        except BaseException:  # the bundle is not finished then; its elements must not be worked on beside a next try
+            self.stop()
+            raise
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        try:
+            while self.under_way:
+                yield WindowedValue(self.first(), MIN_TIMESTAMP, (GlobalWindow(),))
+        finally:
+            self.stop()
+        if self.done:
+            job.count(self.stage, self.unit, self.done, self.started)
+
+    def first(self) -> Any:
+        """Waits for the element that began first."""
+        output, units = self.under_way.popleft().result()
+        self.done += units
+        return output
+
+    def stop(self) -> None:
+        """Waits for what is under way, leaves out what has not begun."""
+        self.threads.shutdown(cancel_futures=True)
+
+
+class EmbedShard(_SideBySide):
     """corpus shard number -> the same number, its embeddings written."""
 
+    stage, unit = "embed", "rows"
+
     def __init__(self, job_: Job):
-        super().__init__(job_)
+        super().__init__(job_, 2)
         self.handle = shared.Shared()
 
-    def process(self, number: int) -> Iterator[int]:
+    def work(self, number: int) -> tuple[int, int]:
         path, split = self.pool.embedding_path(number), self.pool.split
         records.check_corpus_shard(split.directory, split.shards[number])
-        if not self.pool.is_embedded(number):
-            embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
-            rows = self.pool.shard_rows(number)
-            started = time.monotonic()
-            embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
-            job.count("embed", "rows", len(rows), started)
-            storage.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
-            text = records.sha256_of_file(path)
-            storage.write_atomically(self.pool.checksum_path(number), lambda temporary: temporary.write_text(text))
-        yield number
+        if self.pool.is_embedded(number):
+            return number, 0
+        embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
+        rows = self.pool.shard_rows(number)
+        embeddings = embedder(split.read(rows), int(rows[0]) if len(rows) else 0)
+        storage.write_atomically(path, lambda temporary: np.save(temporary, embeddings))
+        text = records.sha256_of_file(path)
+        storage.write_atomically(self.pool.checksum_path(number), lambda temporary: temporary.write_text(text))
+        return number, len(rows)
 
     def _load(self) -> Embedder:
         checkpoint = records.checkpoint_path(self.job.run_dir, self.job.round)
@@ -320,21 +371,19 @@ class Payload:
         self._rows, self._place = np.empty(0, np.int64), np.empty(0, np.int64)  # ascending; where each is in _kept
         self._bytes = 0
 
-    def __call__(self, rows: np.ndarray) -> dict[str, Strings | np.ndarray]:
-        """Features of rows, ascending and different: Strings, or arrays of numbers [n, ...].
+    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Strings | np.ndarray]]:
+        """Where rows are in the features that are kept, and these: Strings, or arrays of numbers [m, ...].
 
-        Rows that are not kept are read, in order of position. Safe between threads.
+        rows: ascending and different. Those that are not kept are read, in order of position. Safe between threads.
         """
         with self._lock:
             self._load(rows)
-            kept, place = self._kept, self._place[np.searchsorted(self._rows, rows)]
-        taken = {name: strings.take(place) for name, strings in kept.items()}
-        return {
-            name: taken[name]
-            if of.dtype == "string"
-            else taken[name].data.view(of.dtype.as_numpy_dtype).reshape(len(rows), *of.shape)
-            for name, of in self.schema.items()
-        }
+            place = self._place[np.searchsorted(self._rows, rows)]
+            features: dict[str, Strings | np.ndarray] = {**self._kept}
+            for name, of in self.schema.items():
+                if of.dtype != "string":
+                    features[name] = self._kept[name].joined.view(of.dtype.as_numpy_dtype).reshape(-1, *of.shape)
+            return place, features
 
     def _load(self, rows: np.ndarray) -> None:
         tf = records.import_tensorflow()
@@ -399,20 +448,19 @@ def serialised_packs(
     """
     for first, last in packs.chunks(pool.split.codes("length", whole.rows), whole.starts, limit):
         chunk = whole.take(first, last)
-        distinct = np.unique(chunk.rows)
-        features = payload(distinct)
+        distinct, index = np.unique(chunk.rows, return_inverse=True)
+        place, features = payload(distinct)
+        block, label = pool.block(distinct) if fill else None, pool.split.class_of(distinct)
         edges = np.searchsorted(chunk.starts[:-1], np.arange(0, len(chunk.rows), SLICE_ROWS))
         for begin, end in itertools.pairwise(np.unique([*edges, len(chunk)])):
-            some = chunk.take(begin, end)
-            if fill:
+            some, here = chunk.take(begin, end), index[slice(*chunk.starts[[begin, end]])]
+            if block is not None:
                 found, starts, left_out = selection.select_within(
-                    rule, pool.block(some.rows), pool.split.class_of(some.rows), some.starts, some.triplets,
-                    some.triplet_starts, some.names,
-                )  # fmt: skip
+                    rule, block.take(here), label[here], some.starts, some.triplets, some.triplet_starts, some.names
+                )
             else:
                 found, starts, left_out = packs.lone(some.triplets), some.triplet_starts, {"skipped": 0, "guarded": 0}
-            place = np.searchsorted(distinct, some.rows)
-            columns = {name: Column(values=of, index=place, starts=some.starts) for name, of in features.items()}
+            columns = {name: Column(values=of, index=place[here], starts=some.starts) for name, of in features.items()}
             columns["row"] = Column(values=some.rows, starts=some.starts)
             columns |= {name: Column(values=of, starts=starts) for name, of in found.items()}
             kinds = np.bincount(found["scope"] * len(selection.KINDS) + found["kind"], minlength=len(SCOPE_KINDS))
@@ -423,14 +471,13 @@ def serialised_packs(
 Written = tuple[int, dict[str, Any], list[int]]  # a triplet shard, its manifest entry, its PACK_COUNTS
 
 
-class WritePacks(_Step):
-    """(triplet shard, its Triplets in parts) -> manifest entry with counts: packs them, joins the payload.
+class WritePacks(_SideBySide):
+    """(triplet shard, its Triplets in parts) -> manifest entry with counts: packs them, joins the payload."""
 
-    A bundle's shards are written side by side: what one leaves of the cores, waiting for a disk, another takes.
-    """
+    stage, unit = "write", "packs"
 
     def __init__(self, job_: Job, shards: int):
-        super().__init__(job_)
+        super().__init__(job_, job_.threads + 1)  # one waits for the disk
         self.shards = shards
 
     def setup(self) -> None:
@@ -438,43 +485,15 @@ class WritePacks(_Step):
         self.payload = Payload(self.pool)
 
     def start_bundle(self) -> None:
-        self.started, self.packs = 0.0, 0
-        self.threads = ThreadPoolExecutor(self.job.threads + 1)  # one waits for the disk
+        super().start_bundle()
         self.one_blas_thread = selection.one_blas_thread()
-        self.under_way: collections.deque[Future[Written]] = collections.deque()
-
-    def process(self, element: tuple[int, Any]) -> Iterator[Written]:
-        number, parts = element
-        self.started = self.started or time.monotonic()
-        try:
-            triplets = Triplets.concatenate([Triplets.none(), *parts])
-            self.under_way.append(self.threads.submit(self.write, number, triplets))
-            while len(self.under_way) > self.job.threads:
-                yield self.written()
-        except BaseException:  # the bundle is not finished then; its shards must not be written beside a next try's
-            self.stop()
-            raise
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        try:
-            while self.under_way:
-                yield WindowedValue(self.written(), MIN_TIMESTAMP, (GlobalWindow(),))
-        finally:
-            self.stop()
-        job.count("write", "packs", self.packs, self.started)
 
     def stop(self) -> None:
-        """Waits for the shards that are being written, leaves out those that have not begun."""
-        self.threads.shutdown(cancel_futures=True)
+        super().stop()
         self.one_blas_thread.restore_original_limits()
 
-    def written(self) -> Written:
-        """Waits for the shard that began first."""
-        done = self.under_way.popleft().result()
-        self.packs += done[1]["records"]
-        return done
-
-    def write(self, number: int, triplets: Triplets) -> Written:
+    def work(self, element: tuple[int, Any]) -> tuple[Written, int]:
+        number, triplets = element[0], Triplets.concatenate([Triplets.none(), *element[1]])
         rule, split = self.job.rule, self.pool.split
         triplets = triplets.take(packs.hash_order(rule, triplets))
         own, other = split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative)
@@ -484,7 +503,7 @@ class WritePacks(_Step):
 
         def serialised() -> Iterator[tuple[np.ndarray, int]]:
             nonlocal most, counts
-            fill, limit = self.job.pack_rows != packs.LONE, PAYLOAD_BYTES // (self.job.threads + 1)
+            fill, limit = self.job.pack_rows != packs.LONE, PAYLOAD_BYTES // self.at_once
             within = self.job.pack_rule
             for written, sizes, found in serialised_packs(within, self.pool, self.payload, whole, fill, limit):
                 most, counts = max(most, int(sizes.max())), counts + found
@@ -493,7 +512,7 @@ class WritePacks(_Step):
         path = self.job.directory / "triplets" / f"triplets-{number:05d}-of-{self.shards:05d}.tfrecord"
         entry = records.write_framed(path, serialised())
         entry["max_pack_triplets"] = most  # so that a trainer can pad to one shape
-        return number, entry, counts.tolist()
+        return (number, entry, counts.tolist()), entry["records"]
 
 
 def _sum_counts(counts: Any) -> dict[str, int]:

@@ -79,15 +79,12 @@ def test_a_record_that_nobody_could_read_is_refused(monkeypatch, tmp_path):
 
 
 @settings(deadline=None)
-@given(parts=st.lists(strings.map(lambda some: some[: len(some) // 2 * 2]), max_size=6), data=st.data())
-def test_strings_grow_and_are_taken_by_row(parts, data):
+@given(parts=st.lists(strings.map(lambda some: some[: len(some) // 2 * 2]), max_size=6))
+def test_strings_grow(parts):
     kept = Strings(width=2)
     for part in parts:
         kept.append(part)
-    rows = [row for part in parts for row in zip(part[::2], part[1::2], strict=True)]
-    assert len(kept) == len(rows)
-    wanted = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=9)) if rows else []
-    taken = kept.take(np.array(wanted, np.int64))
-    assert len(taken) == len(wanted)
-    cut = [taken.data[a:b].tobytes() for a, b in zip(taken.bounds[:-1], taken.bounds[1:], strict=True)]
-    assert cut == [string for row in wanted for string in rows[row]]
+    whole = sum(parts, [])
+    assert len(kept) == len(whole) // 2
+    assert kept.joined.tobytes() == b"".join(whole)
+    assert [kept.data[a:b].tobytes() for a, b in itertools.pairwise(kept.bounds[: len(whole) + 1])] == whole

@@ -375,13 +375,14 @@ def test_no_shard_is_written_on_after_its_bundle_failed(digits):
     manifest_job = mine.Job(run_dir=digits, round=0, rule=selection.Rule(), threads=2)
     step, running, release = mine.WritePacks(manifest_job, 5), [], threading.Event()
 
-    def write(number, triplets):
+    def write(element):
+        number, _ = element
         if number == 0:
             raise OSError("no space left")
         running.append(number)
         release.wait()
 
-    step.write = write
+    step.work = write
     step.start_bundle()
     threading.Timer(0.2, release.set).start()
     with pytest.raises(OSError, match="no space"):
@@ -390,7 +391,7 @@ def test_no_shard_is_written_on_after_its_bundle_failed(digits):
     assert release.is_set(), "it waited for what was under way"
     done = list(running)
     with pytest.raises(RuntimeError, match="after shutdown"):
-        step.threads.submit(write, 9, None)
+        step.threads.submit(write, (9, []))
     assert running == done and 9 not in done
 
 
