@@ -518,10 +518,10 @@ def _scan_nearest(anchors, columns, rows, tile, own, skip, guard, slots):
 
 @_compile
 def _count_between(scores, lo, hi):
-    count = 0
+    count = np.int32(0)  # as wide as a score, so that both take the same lanes
     for j in range(len(scores)):
-        count += (scores[j] > lo) & (scores[j] <= hi)
-    return count
+        count += np.int32((scores[j] > lo) & (scores[j] <= hi))
+    return np.int64(count)
 
 
 @_compile
