@@ -110,14 +110,15 @@ def input_spec(features: dict[str, dict[str, Any]], shape: tuple[int, ...], rows
     return tf.TensorSpec([rows, *shape], tf.string if is_text else tf.float32)
 
 
-def divide_cores() -> None:
-    """Lets the calls under way share the cores instead of each splitting its layers over all: a tenth less time.
+def divide_cores(threads: int) -> None:
+    """Lets the calls under way share so many threads instead of each splitting its layers over all: a tenth less time.
 
     TensorFlow takes this setting only before it has computed anything: where it has, all stays as it is.
     """
     tf = import_tensorflow()
     with suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(-(-(os.cpu_count() or 1) // CALLS))
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        tf.config.threading.set_intra_op_parallelism_threads(-(-threads // CALLS))
 
 
 class Embedder:
@@ -271,7 +272,7 @@ def main(argv: list[str]) -> int:
     if number is None:
         raise InputError(f"{run_dir} has no checkpoint. Make one: python -m trainer.train --run_dir {run_dir} --init")
     checkpoint = records.checkpoint_path(run_dir, number)
-    divide_cores()
+    divide_cores(os.cpu_count() or 1)
     embedder = Embedder(checkpoint, corpus)
     done = 0
 

@@ -226,7 +226,7 @@ class EmbedShard(_SideBySide):
 
     def _load(self) -> Embedder:
         checkpoint = records.checkpoint_path(self.job.run_dir, self.job.round)
-        divide_cores()  # in a worker's process
+        divide_cores(self.job.threads)  # in a worker's process
         embedder = Embedder(checkpoint, self.pool.corpus)
         digest = records.checkpoint_digest(embedder.model)
         if digest != self.job.checkpoint_digest:
@@ -743,7 +743,7 @@ def main(argv: list[str]) -> int:
     work.add_argument("--class_pool", type=int, help="this round embeds and sees this many classes (all)")
     work.add_argument("--pack_rows", type=int, default=128, help="rows a record holds; 3: lone triplets (128)")
     work.add_argument("--fill", type=int, help="rows that each class in a record is filled to (4)")
-    work.add_argument("--threads", type=int, default=os.cpu_count(), help="of scan and writing, per worker (all cores)")
+    work.add_argument("--threads", type=int, default=os.cpu_count(), help="a worker's, in all that it does (all cores)")
     command.add_options(parser)
     arguments, rest = parser.parse_known_args(argv)
     command.begin(arguments)
@@ -756,7 +756,7 @@ def main(argv: list[str]) -> int:
         code = command.call("trainer.train", "--run_dir", run_dir, "--init")
         if code:
             return code
-    divide_cores()
+    divide_cores(max(1, arguments.threads))
     with command.hold(run_dir, "mine"):
         return mine_newest(arguments, options, corpus)
 

@@ -5,7 +5,9 @@ python -m pipeline.rounds --run_dir runs/digits --rounds 3
 One process mines and one trains, and both stay alive: their start is paid once. In turn, each round is mined with
 the checkpoint that the last one trained. With --overlap they work side by side, as in ANCE
 (https://arxiv.org/abs/2007.00808): the trainer takes the newest mined round there is, the miner the newest
-checkpoint, and checkpoints that it does not get to are skipped. All that they tell each other is on disk.
+checkpoint, and checkpoints that it does not get to are skipped. All that they tell each other is on disk. The miner's
+process has half of the cores, and also evaluates what was trained, so that --patience and a collapse may end the
+rounds one round later.
 
 The flags MINE and TRAIN add stored rows to the triplet loss: README measures what they bring. Flags that are given
 come after them, and win; --plain leaves both commands to their own defaults, the plain triplet loss.
@@ -14,6 +16,7 @@ come after them, and win; --plain leaves both commands to their own defaults, th
 import argparse
 import json
 import math
+import os
 import shlex
 import shutil
 import threading
@@ -60,6 +63,8 @@ def main(argv: list[str]) -> int:
             flags[name] = shlex.split(("" if arguments.plain else first + " ") + getattr(arguments, name))
         except ValueError as error:
             raise InputError(f"--{name} {getattr(arguments, name)!r}: {error}") from None
+    if arguments.overlap:  # on all cores both would get in each other's way
+        flags["mine"] = ["--threads", str(max(1, (os.cpu_count() or 1) // 2)), *flags["mine"]]
     corpus = records.open_corpus(arguments.run_dir)
     with command.hold(arguments.run_dir, "rounds") as lock:
         miner = Worker("pipeline.mine", lock, quiet=arguments.overlap)
@@ -84,8 +89,12 @@ class Rounds:
         self.run_dir: Path = arguments.run_dir
         self.arguments, self.flags, self.corpus, self.miner, self.trainer = arguments, flags, corpus, miner, trainer
         self.validates = corpus.split("validation").rows > 0
-        self.changed = threading.Condition()  # a round was mined, or a checkpoint written, or mining failed
-        self.mining_failed = 0
+        # Side by side: up to which round was trained and looked at, whether the miner's thread has ended, and why.
+        self.changed = threading.Condition()
+        self.numbers = range(0)
+        self.trained = self.looked_at = 0
+        self.ended = False
+        self.failed: Exception | None = None
 
     def call(self, worker: Worker, module: str, *arguments: object) -> None:
         """Raises StepFailed if the command fails; it has said why on stderr."""
@@ -105,63 +114,87 @@ class Rounds:
         called = (["pipeline.mine", *self.flags["mine"]], ["trainer.train", *self.flags["train"]])
         print("; ".join(map(shlex.join, called)))
         print(HEAD, flush=True)
-        first_round = newest if mined is None or newest > mined else mined
-        if self.arguments.overlap:
-            first_round = newest
-            threading.Thread(target=self.keep_mining, daemon=True).start()
-        for number in range(first_round, first_round + self.arguments.rounds):
-            if self.arguments.overlap:
-                self.wait_for_triplets()
-                self.call(self.trainer, "trainer.train", "--newest", *self.flags["train"])
-            else:
-                if not records.manifest_path(self.run_dir, number).exists():
-                    self.call(self.miner, "pipeline.mine", *self.flags["mine"])
-                self.call(self.trainer, "trainer.train", *self.flags["train"])
-            with self.changed:
-                self.changed.notify_all()
-            if self.validates:
-                which = ("--round", number + 1, "--split", "validation", "--retrieval_only")
-                self.call(self.trainer, "trainer.evaluate", *which)
-            print(self.line(number), flush=True)
-            self.report(number)
-            self.stop_if_collapsed(number)
-            if self.validates and self.rounds_without_gain(number + 1) >= (self.arguments.patience or math.inf):
-                print(f"no better validation MAP@R for {self.arguments.patience} rounds: done")
-                break
+        start = newest if mined is None or newest > mined or self.arguments.overlap else mined
+        numbers = range(start, start + self.arguments.rounds)
+        last = self.side_by_side(numbers) if self.arguments.overlap else self.in_turn(numbers)
         print(f"best: {self.run_dir / 'best' / 'model.keras'}, {self.keep_best()}")
-        self.report(number)  # now the index knows which round's is best
+        self.report(self.trainer, last)  # now the index knows which round's is best
         print(f"report: {self.run_dir / 'index.html'}")
         return 0
 
+    def in_turn(self, numbers: range) -> int:
+        """Returns the last round that was trained."""
+        for number in numbers:
+            if not records.manifest_path(self.run_dir, number).exists():
+                self.call(self.miner, "pipeline.mine", *self.flags["mine"])
+            self.call(self.trainer, "trainer.train", *self.flags["train"])
+            if self.look_at(self.trainer, number):
+                break
+        return number
+
     # ---- Side by side. ----
 
-    def keep_mining(self) -> None:
-        """Mines the newest checkpoint, again and again, until this process ends."""
-        while True:
+    def side_by_side(self, numbers: range) -> int:
+        """Trains here while another thread mines, and looks at what was trained. Returns the last round looked at."""
+        self.trained = self.looked_at = numbers.start
+        self.numbers = numbers
+        threading.Thread(target=self.mine_and_look, daemon=True).start()
+        while self.trained < numbers.stop:
             with self.changed:
-                self.changed.wait_for(lambda: self.newest_is_mined() is False)
-            try:
-                self.call(self.miner, "pipeline.mine", *self.flags["mine"])
-            except StepFailed as failed:
-                self.mining_failed = int(failed.args[0])
+                self.changed.wait_for(
+                    lambda: self.ended or records.newest_round(self.run_dir, records.manifest_path) is not None
+                )
+            if self.ended:
+                break
+            self.call(self.trainer, "trainer.train", "--newest", *self.flags["train"])
             with self.changed:
+                self.trained += 1
                 self.changed.notify_all()
-            if self.mining_failed:
-                return
-
-    def newest_is_mined(self) -> bool:
-        newest = records.newest_round(self.run_dir, records.checkpoint_path) or 0
-        return records.manifest_path(self.run_dir, newest).exists()
-
-    def wait_for_triplets(self) -> None:
         with self.changed:
-            self.changed.wait_for(
-                lambda: self.mining_failed or records.newest_round(self.run_dir, records.manifest_path) is not None
-            )
-        if self.mining_failed:
-            raise StepFailed(self.mining_failed)
+            self.changed.wait_for(lambda: self.ended)
+        if self.failed:
+            raise self.failed
+        return self.looked_at - 1
+
+    def mine_and_look(self) -> None:
+        """Mines the newest checkpoint and looks at a round, by turns, until the last is looked at or one ends them."""
+        try:
+            while self.looked_at < self.numbers.stop:
+                with self.changed:
+                    self.changed.wait_for(lambda: self.is_to_mine() or self.looked_at < self.trained)
+                if self.is_to_mine():
+                    self.call(self.miner, "pipeline.mine", *self.flags["mine"])
+                    with self.changed:
+                        self.changed.notify_all()
+                if self.looked_at < self.trained:
+                    self.looked_at += 1
+                    if self.look_at(self.miner, self.looked_at - 1):
+                        break
+        except Exception as error:  # raised again in the thread that trains
+            self.failed = error
+        finally:
+            with self.changed:
+                self.ended = True
+                self.changed.notify_all()
+
+    def is_to_mine(self) -> bool:
+        newest = records.newest_round(self.run_dir, records.checkpoint_path) or 0
+        return self.trained < self.numbers.stop and not records.manifest_path(self.run_dir, newest).exists()
 
     # ---- What came of it. ----
+
+    def look_at(self, worker: Worker, number: int) -> bool:
+        """Evaluates what a round has trained, prints its line and writes its report. Returns whether it is the last."""
+        if self.validates:
+            which = ("--round", number + 1, "--split", "validation", "--retrieval_only")
+            self.call(worker, "trainer.evaluate", *which)
+        print(self.line(number), flush=True)
+        self.report(worker, number)
+        self.stop_if_collapsed(number)
+        if self.validates and self.rounds_without_gain(number + 1) >= (self.arguments.patience or math.inf):
+            print(f"no better validation MAP@R for {self.arguments.patience} rounds: done")
+            return True
+        return False
 
     def metrics(self, number: int) -> dict[str, Any]:
         return _read(records.round_dir(self.run_dir, number) / "train" / "metrics.json")
@@ -186,10 +219,10 @@ class Rounds:
             f"{trained['seconds']:>8.1f}"
         )
 
-    def report(self, number: int) -> None:
+    def report(self, worker: Worker, number: int) -> None:
         """Writes the page of the round that was mined for this one, and the index. Without them the rounds go on."""
         mined = self.metrics(number)["mined_round"]
-        code = self.trainer.call("pipeline.report", "--run_dir", self.run_dir, "--round", mined)
+        code = worker.call("pipeline.report", "--run_dir", self.run_dir, "--round", mined)
         if code in (1, 4):  # it has said why
             command.log.warning("round %d goes without a report", number)
         elif code:

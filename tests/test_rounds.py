@@ -89,10 +89,32 @@ def test_a_killed_miner_and_a_killed_trainer_come_back(digits, tmp_path):
     assert of_round(runs[0], 0)["next_checkpoint_digest"] == of_round(runs[1], 0)["next_checkpoint_digest"]
 
 
-def test_a_failing_step_ends_the_rounds_with_its_code(digits, tmp_path, capfd):
+@pytest.mark.parametrize("mode", [[], ["--overlap"]])
+def test_a_failing_step_ends_the_rounds_with_its_code(mode, digits, tmp_path, capfd):
     run = shutil.copytree(digits, tmp_path / "run")
-    assert rounds.main(["--run_dir", str(run), "--mine=--margin -1"]) == 4
+    assert rounds.main(["--run_dir", str(run), "--mine=--margin -1", *mode]) == 4
     assert "margin" in capfd.readouterr().err
+
+
+def test_side_by_side_what_is_found_in_a_round_ends_the_rounds(digits, tmp_path, capfd, monkeypatch):
+    """In the miner's thread, while the other one trains: both must end, and say why."""
+    looked_at = []
+
+    def look_at(self, worker, number):
+        assert worker is self.miner
+        looked_at.append(number)
+        if collapses:
+            raise InputError("collapsed")
+        return True
+
+    monkeypatch.setattr(rounds.Rounds, "look_at", look_at)
+    for collapses in (False, True):
+        run = shutil.copytree(digits, tmp_path / f"run-{collapses}")
+        with pytest.raises(InputError, match="collapsed") if collapses else nullcontext():
+            assert rounds.main(["--run_dir", str(run), "--rounds", "50", "--overlap"]) == 0
+        assert not records.checkpoint_path(run, 9).exists()
+    assert looked_at == [0, 0]
+    assert f"best: {tmp_path / 'run-False'}" in capfd.readouterr().out
 
 
 def test_the_run_directory_is_held_while_a_worker_lives(tmp_path):
@@ -162,7 +184,7 @@ def test_rounds_go_on_without_a_report_but_end_when_stopped(digits, tmp_path, ca
     records.write_json(records.round_dir(run, 0) / "train/metrics.json", {"mined_round": 0})
     monkeypatch.setattr(command.log, "propagate", True)
     for code, ends in ((0, False), (1, False), (4, False), (3, True), (143, True)):
-        state.trainer = SimpleNamespace(call=lambda *call, code=code: code)
+        worker = SimpleNamespace(call=lambda *call, code=code: code)
         with pytest.raises(rounds.StepFailed) if ends else nullcontext():
-            state.report(0)
+            state.report(worker, 0)
     assert [record.message for record in caplog.records] == ["round 0 goes without a report"] * 2
