@@ -9,8 +9,9 @@ checkpoint, and checkpoints that it does not get to are skipped. All that they t
 process has half of the cores, and also evaluates what was trained, so that --patience and a collapse may end the
 rounds one round later.
 
-The flags MINE and TRAIN add stored rows to the triplet loss: README measures what they bring. Flags that are given
-come after them, and win; --plain leaves both commands to their own defaults, the plain triplet loss.
+The flags MINE and TRAIN add stored rows to the triplet loss, after the warm-up WARM_UP: README measures what they
+bring. Flags that are given come after them, and win; --plain leaves all commands to their own defaults, the plain
+triplet loss.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from pipeline import command, records, storage
 from pipeline.records import InputError
 from pipeline.worker import Worker
 
+WARM_UP = "--epochs 2"
 MINE = "--margin 1.0 --fill 2 --pack_pick nearest"
 TRAIN = "--stored_rows 10000"
 BEST_FORMAT = "triplet-miner-best/1"
@@ -45,9 +47,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--patience", type=int, help="end after so many rounds without a better validation MAP@R")
     parser.add_argument("--overlap", action="store_true", help="mine and train side by side")
     parser.add_argument(
-        "--warmup_steps", type=int, help="in-batch steps before round 0 (one pass over the train split; 0: none)"
+        "--warmup_steps", type=int, help="in-batch steps before round 0 (two passes over the train split; 0: none)"
     )
-    parser.add_argument("--plain", action="store_true", help=f"without {MINE}, {TRAIN}: the plain triplet loss")
+    parser.add_argument(
+        "--plain", action="store_true", help=f"without {MINE}, {TRAIN}: the plain triplet loss, after one pass"
+    )
     parser.add_argument("--mine", default="", metavar="FLAGS", help="for pipeline.mine: --mine='--anchors 5000'")
     parser.add_argument("--train", default="", metavar="FLAGS", help="for trainer.train: --train='--epochs 2'")
     command.add_options(parser)
@@ -104,14 +108,13 @@ class Rounds:
             raise StepFailed(code)
 
     def run(self) -> int:
+        called = [["pipeline.mine", *self.flags["mine"]], ["trainer.train", *self.flags["train"]]]
         if records.newest_round(self.run_dir, records.checkpoint_path) is None:
-            steps = self.arguments.warmup_steps
-            first = ["--init"] if steps == 0 else ["--online", *(["--steps", steps] if steps else [])]
-            self.call(self.trainer, "trainer.train", *first)
+            called.insert(0, ["trainer.train", *self.warm_up()])
+            self.call(self.trainer, *called[0])
         mined = records.newest_round(self.run_dir, records.manifest_path)
         newest = records.newest_round(self.run_dir, records.checkpoint_path)
         assert newest is not None, "there is a first checkpoint"
-        called = (["pipeline.mine", *self.flags["mine"]], ["trainer.train", *self.flags["train"]])
         print("; ".join(map(shlex.join, called)))
         print(HEAD, flush=True)
         start = newest if mined is None or newest > mined or self.arguments.overlap else mined
@@ -121,6 +124,13 @@ class Rounds:
         self.report(self.trainer, last)  # now the index knows which round's is best
         print(f"report: {self.run_dir / 'index.html'}")
         return 0
+
+    def warm_up(self) -> list[str]:
+        """The trainer's flags for round 0's checkpoint."""
+        steps = self.arguments.warmup_steps
+        if steps is None:
+            return ["--online", *shlex.split("" if self.arguments.plain else WARM_UP)]
+        return ["--online", "--steps", str(steps)] if steps else ["--init"]
 
     def in_turn(self, numbers: range) -> int:
         """Returns the last round that was trained."""

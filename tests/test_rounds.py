@@ -158,6 +158,15 @@ def test_a_collapse_stops_the_rounds_and_says_what_to_change(digits, tmp_path):
     state.stop_if_collapsed(2)  # a loss at the margin alone is no collapse
 
 
+@pytest.mark.parametrize(
+    ("steps", "plain", "flags"),
+    [(None, False, "--online --epochs 2"), (None, True, "--online"), (5, False, "--online --steps 5"), (0, 1, "--init")],
+)
+def test_the_warm_up_is_longer_for_stored_rows_unless_told_otherwise(digits, steps, plain, flags):
+    arguments = rounds.argparse.Namespace(run_dir=digits, warmup_steps=steps, plain=plain)
+    assert " ".join(rounds.Rounds(arguments, {}, records.open_corpus(digits), None, None).warm_up()) == flags
+
+
 def test_rounds_end_after_patience(digits, tmp_path, capfd):
     """With a learning rate that destroys, the first rounds are no better than round 0's checkpoint."""
     run = shutil.copytree(digits, tmp_path / "run")

@@ -1,6 +1,7 @@
 """Batches against the packs they come from, training and rounds end to end."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,13 @@ def test_two_rounds_each_mined_with_the_checkpoint_that_the_last_one_trained(fre
     assert rounds.main(["--run_dir", str(fresh_run), "--rounds", "1", "--plain"]) == 0
     plain = json.loads((records.round_dir(fresh_run, 2) / "train/metrics.json").read_text())
     assert plain["margin"] == 0.2 and plain["stored_rows"] == 0
+
+
+def test_a_warm_up_takes_as_many_passes_over_the_corpus_as_it_is_told(fresh_run):
+    assert train.main(["--run_dir", str(fresh_run), "--online", "--epochs", "2"]) == 0
+    warm_up = json.loads((records.round_dir(fresh_run, 0) / "train/warmup.json").read_text())["key"]
+    rows = records.open_corpus(fresh_run).split("train").rows
+    assert warm_up["steps"] == 2 * math.ceil(rows / (4 * warm_up["classes"]))
 
 
 def test_training_makes_retrieval_better_and_stops_when_done(mined, tmp_path, capsys):
@@ -194,7 +202,8 @@ def test_vectors_train_too(tmp_path):
         (["--stored_rows", "-1"], "--stored_rows must be 0 or more"),
         (["--online", "--stored_rows", "9"], "--stored_rows does nothing here"),
         (["--margin", "0.7"], "--margin does nothing here"),
-        (["--online", "--epochs", "2"], "--epochs does nothing here"),
+        (["--online", "--epochs", "2", "--steps", "5"], "--epochs does nothing with --steps"),
+        (["--init", "--epochs", "2"], "--epochs does nothing with --init"),
         (["--batch_rows", "100"], "less than a pack's 128 rows"),
         (["--init", "--model", "a:b"], "is there already"),
     ],

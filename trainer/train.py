@@ -137,7 +137,7 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     model = records.load_checkpoint(path) if path.exists() else first_model(arguments, corpus)
     shape = network_input_shape(model, corpus.features, path)
     classes = min(max(2, arguments.batch_rows // 4), len(usable_classes(corpus)))
-    steps = arguments.steps or math.ceil(corpus.split("train").rows / (4 * classes))
+    steps = arguments.steps or arguments.epochs * math.ceil(corpus.split("train").rows / (4 * classes))
     key = {
         "corpus": corpus.fingerprint, "steps": steps, "classes": classes, "margin": arguments.margin,
         "learning_rate": arguments.learning_rate, "seed": arguments.seed,
@@ -470,10 +470,9 @@ def main(argv: list[str]) -> int:
     first.add_argument("--model", help="package.module:function (see trainer/models.py), or a .keras file")
     first.add_argument("--normalize", action="store_true", help="end the network with UnitNormalization")
     warm_up = parser.add_argument_group("with --online")
-    warm_up.add_argument("--steps", type=int, help="of 128 rows (as many as one pass over the train split has)")
+    warm_up.add_argument("--steps", type=int, help="of 128 rows (as many as --epochs over the train split have)")
     warm_up.add_argument("--margin", type=float, help="a mined round has its own (0.2)")
     mined = parser.add_argument_group("on a mined round")
-    mined.add_argument("--epochs", type=int, help="passes over its packs, at most (1)")
     mined.add_argument("--decay_rounds", type=int, help="rounds over which the learning rate falls to a tenth (1)")
     mined.add_argument("--min_active", type=float, help="end when a smaller share of its triplets is active (0)")
     mined.add_argument("--newest", action="store_true", help="train the newest checkpoint, though another mined it")
@@ -482,6 +481,7 @@ def main(argv: list[str]) -> int:
     mined.add_argument("--mixed_precision", action="store_true", help="layers in bfloat16 (GPUs from Ampere on)")
     mined.add_argument("--jit", action="store_true", help="compile the step with XLA")
     step = parser.add_argument_group("always")
+    step.add_argument("--epochs", type=int, help="passes over a round's packs, at most; with --online, the corpus (1)")
     step.add_argument("--batch_rows", type=int, default=128, help="images a batch and device (128)")
     # On Omniglot small1, three rounds after a short warm-up ended at MAP@R .69 with 3e-3 and .71 with 1e-3.
     step.add_argument("--learning_rate", type=float, help="of Adam, at its peak (0.001; 0.003 with --online)")
@@ -497,10 +497,12 @@ def main(argv: list[str]) -> int:
     if not 0 <= (arguments.min_active or 0) < 1:
         raise InputError(f"--min_active must be in [0, 1); found {arguments.min_active}")
     online_only = ("steps", "margin")
-    round_only = ("epochs", "decay_rounds", "min_active", "newest", "loss", "stored_rows", "mixed_precision", "jit")
+    round_only = ("decay_rounds", "min_active", "newest", "loss", "stored_rows", "mixed_precision", "jit")
     for name in (*online_only, *round_only):
         if getattr(arguments, name) and (arguments.init or arguments.online != (name in online_only)):
             raise InputError(f"--{name} does nothing here; --help says what it goes with")
+    if arguments.epochs and (arguments.init or arguments.steps):
+        raise InputError(f"--epochs does nothing with {'--init' if arguments.init else '--steps'}; leave one out")
     arguments.margin = 0.2 if arguments.margin is None else arguments.margin
     arguments.epochs = arguments.epochs or 1
     arguments.decay_rounds = arguments.decay_rounds or 1
