@@ -141,14 +141,17 @@ def image_passes(warm: Path, scratch: Path) -> Row:
 
 
 def timed_rounds(run_dir: Path, *arguments: str) -> tuple[float, list[float]]:
-    """Wall seconds of rounds 2 to ROUNDS, and when each round ended. The first one has the start of the processes."""
+    """Wall seconds from the first round's checkpoint to the end of the last round, and when each round's line came.
+
+    The first round has the start of the processes.
+    """
     call = [sys.executable, "-m", "pipeline.rounds", "--run_dir", str(run_dir), "--rounds", str(ROUNDS), *arguments]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
-    ends = [time.monotonic() for line in process.stdout if line.split()[0].isdigit()]
+    ends = [time.time() for line in process.stdout if line.split()[0].isdigit()]
     if process.wait() or len(ends) != ROUNDS:
         raise SystemExit(f"{' '.join(call)}: exit code {process.returncode}")
-    return ends[-1] - ends[0], ends
+    return ends[-1] - (run_dir / "rounds/0001/checkpoint/model.keras").stat().st_mtime, ends
 
 
 def rounds(warm: Path, scratch: Path) -> list[Row]:

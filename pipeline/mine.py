@@ -60,7 +60,7 @@ class Job:
     pack_pick: str | None = None  # the rule's pick for triplets inside the packs; None: as over the corpus
     anchors: int | None = None  # that many anchors; None: every row
     class_pool: int | None = None  # this round sees that many classes; None: all
-    threads: int = 1
+    threads: int | None = None  # of a worker; None: as many as its machine has cores
     corpus_fingerprint: str = ""
     checkpoint_digest: str = ""
 
@@ -73,6 +73,10 @@ class Job:
     @property
     def directory(self) -> Path:
         return records.round_dir(self.run_dir, self.round)
+
+    def worker_threads(self) -> int:
+        """In a worker: how many it is to use."""
+        return self.threads or os.cpu_count() or 1
 
     @property
     def embeddings(self) -> Path:
@@ -158,10 +162,7 @@ class _SideBySide(_Step):
 
     stage: str  # what `job.count` counts, and in which unit
     unit: str
-
-    def __init__(self, job_: Job, at_once: int):
-        super().__init__(job_)
-        self.at_once = at_once
+    at_once = 2
 
     def work(self, element: Any) -> tuple[Any, int]:
         """In a thread: an element's output, and how many units of work it was."""
@@ -208,7 +209,7 @@ class EmbedShard(_SideBySide):
     stage, unit = "embed", "rows"
 
     def __init__(self, job_: Job):
-        super().__init__(job_, 2)
+        super().__init__(job_)
         self.handle = shared.Shared()
 
     def work(self, number: int) -> tuple[int, int]:
@@ -226,7 +227,7 @@ class EmbedShard(_SideBySide):
 
     def _load(self) -> Embedder:
         checkpoint = records.checkpoint_path(self.job.run_dir, self.job.round)
-        divide_cores(self.job.threads)  # in a worker's process
+        divide_cores(self.job.worker_threads())  # in a worker's process
         embedder = Embedder(checkpoint, self.pool.corpus)
         digest = records.checkpoint_digest(embedder.model)
         if digest != self.job.checkpoint_digest:
@@ -291,7 +292,7 @@ class Scan(_SelectionStep):
         path = self.job.work / "found" / f"{item.number:06d}-{item.first_column:06d}.npz"
         found = _read_found(path)
         if found is None:
-            rule, pairs, threads = self.job.rule, self.pairs(item), self.job.threads
+            rule, pairs, threads = self.job.rule, self.pairs(item), self.job.worker_threads()
             started = time.monotonic()
             if rule.pick == "random":
                 found = selection.scan_random(rule, pairs, item.number * ITEM_BLOCKS, self.columns, blocks, threads)
@@ -382,7 +383,8 @@ class Payload:
             features: dict[str, Strings | np.ndarray] = {**self._kept}
             for name, of in self.schema.items():
                 if of.dtype != "string":
-                    features[name] = self._kept[name].joined.view(of.dtype.as_numpy_dtype).reshape(-1, *of.shape)
+                    numbers = self._kept[name].joined.view(of.dtype.as_numpy_dtype)
+                    features[name] = numbers.reshape(len(self._kept[name]), *of.shape)
             return place, features
 
     def _load(self, rows: np.ndarray) -> None:
@@ -444,9 +446,10 @@ def serialised_packs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """TFRecords, uint8, the number of triplets of each, and int64 PACK_COUNTS, some packs at a time.
 
-    limit: bytes of payload that are held at a time, if a pack has no more.
+    limit: bytes of payload and embeddings that are held at a time, if a pack has no more.
     """
-    for first, last in packs.chunks(pool.split.codes("length", whole.rows), whole.starts, limit):
+    sizes = pool.split.codes("length", whole.rows) + (4 * pool.dim if fill else 0)
+    for first, last in packs.chunks(sizes, whole.starts, limit):
         chunk = whole.take(first, last)
         distinct, index = np.unique(chunk.rows, return_inverse=True)
         place, features = payload(distinct)
@@ -477,7 +480,7 @@ class WritePacks(_SideBySide):
     stage, unit = "write", "packs"
 
     def __init__(self, job_: Job, shards: int):
-        super().__init__(job_, job_.threads + 1)  # one waits for the disk
+        super().__init__(job_)
         self.shards = shards
 
     def setup(self) -> None:
@@ -485,6 +488,7 @@ class WritePacks(_SideBySide):
         self.payload = Payload(self.pool)
 
     def start_bundle(self) -> None:
+        self.at_once = self.job.worker_threads() + 1  # one waits for the disk
         super().start_bundle()
         self.one_blas_thread = selection.one_blas_thread()
 
@@ -492,8 +496,13 @@ class WritePacks(_SideBySide):
         super().stop()
         self.one_blas_thread.restore_original_limits()
 
-    def work(self, element: tuple[int, Any]) -> tuple[Written, int]:
-        number, triplets = element[0], Triplets.concatenate([Triplets.none(), *element[1]])
+    def process(self, element: tuple[int, Any]) -> Iterator[Written]:
+        # The parts are read here: a runner may fetch them as they are asked for, for the bundle's own thread only.
+        number, parts = element
+        yield from super().process((number, Triplets.concatenate([Triplets.none(), *parts])))
+
+    def work(self, element: tuple[int, Triplets]) -> tuple[Written, int]:
+        number, triplets = element
         rule, split = self.job.rule, self.pool.split
         triplets = triplets.take(packs.hash_order(rule, triplets))
         own, other = split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative)
@@ -743,7 +752,7 @@ def main(argv: list[str]) -> int:
     work.add_argument("--class_pool", type=int, help="this round embeds and sees this many classes (all)")
     work.add_argument("--pack_rows", type=int, default=128, help="rows a record holds; 3: lone triplets (128)")
     work.add_argument("--fill", type=int, help="rows that each class in a record is filled to (4)")
-    work.add_argument("--threads", type=int, default=os.cpu_count(), help="a worker's, in all that it does (all cores)")
+    work.add_argument("--threads", type=int, help="of a worker, in all that it does (as many as it has cores)")
     command.add_options(parser)
     arguments, rest = parser.parse_known_args(argv)
     command.begin(arguments)
@@ -756,7 +765,7 @@ def main(argv: list[str]) -> int:
         code = command.call("trainer.train", "--run_dir", run_dir, "--init")
         if code:
             return code
-    divide_cores(max(1, arguments.threads))
+    divide_cores(max(1, arguments.threads or os.cpu_count() or 1))
     with command.hold(run_dir, "mine"):
         return mine_newest(arguments, options, corpus)
 

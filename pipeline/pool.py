@@ -30,6 +30,11 @@ class Pool:
     def rows(self) -> int:
         return int(self._first[-1])
 
+    @functools.cached_property
+    def dim(self) -> int:
+        """Of the embeddings."""
+        return int(records.open_array(self.embedding_path(0)).shape[1])
+
     def position(self, rows: np.ndarray) -> np.ndarray:
         """int64 [n]: a row's place among the pool's rows; for a row outside, that of the next inside."""
         if self.rows == self.split.rows:

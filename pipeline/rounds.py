@@ -6,8 +6,8 @@ One process mines and one trains, and both stay alive: their start is paid once.
 the checkpoint that the last one trained. With --overlap they work side by side, as in ANCE
 (https://arxiv.org/abs/2007.00808): the trainer takes the newest mined round there is, the miner the newest
 checkpoint, and checkpoints that it does not get to are skipped. All that they tell each other is on disk. The miner's
-process has half of the cores, and also evaluates what was trained, so that --patience and a collapse may end the
-rounds one round later.
+process mines on half of the cores, and before it does, evaluates what was trained: --patience and a collapse end the
+rounds as many rounds later as are trained while one set is mined.
 
 The flags MINE and TRAIN add stored rows to the triplet loss, after the warm-up WARM_UP: README measures what they
 bring. Flags that are given come after them, and win; --plain leaves all commands to their own defaults, the plain
@@ -93,10 +93,10 @@ class Rounds:
         self.run_dir: Path = arguments.run_dir
         self.arguments, self.flags, self.corpus, self.miner, self.trainer = arguments, flags, corpus, miner, trainer
         self.validates = corpus.split("validation").rows > 0
-        # Side by side: up to which round was trained and looked at, whether the miner's thread has ended, and why.
+        # Side by side: up to which round was begun, trained, looked at; whether the miner's thread has ended, and why.
         self.changed = threading.Condition()
         self.numbers = range(0)
-        self.trained = self.looked_at = 0
+        self.begun = self.trained = self.looked_at = 0
         self.ended = False
         self.failed: Exception | None = None
 
@@ -146,14 +146,17 @@ class Rounds:
 
     def side_by_side(self, numbers: range) -> int:
         """Trains here while another thread mines, and looks at what was trained. Returns the last round looked at."""
-        self.trained = self.looked_at = numbers.start
+        self.begun = self.trained = self.looked_at = numbers.start
         self.numbers = numbers
+        while self.validates and self.was_not_looked_at(self.looked_at - 1):  # by an interrupted run
+            self.looked_at -= 1
         threading.Thread(target=self.mine_and_look, daemon=True).start()
         while self.trained < numbers.stop:
             with self.changed:
                 self.changed.wait_for(
                     lambda: self.ended or records.newest_round(self.run_dir, records.manifest_path) is not None
                 )
+                self.begun += 1
             if self.ended:
                 break
             self.call(self.trainer, "trainer.train", "--newest", *self.flags["train"])
@@ -167,19 +170,19 @@ class Rounds:
         return self.looked_at - 1
 
     def mine_and_look(self) -> None:
-        """Mines the newest checkpoint and looks at a round, by turns, until the last is looked at or one ends them."""
+        """Looks at what was trained, then mines the newest checkpoint, until the last is looked at or one ends them."""
         try:
             while self.looked_at < self.numbers.stop:
                 with self.changed:
                     self.changed.wait_for(lambda: self.is_to_mine() or self.looked_at < self.trained)
+                while self.looked_at < self.trained:
+                    self.looked_at += 1
+                    if self.look_at(self.miner, self.looked_at - 1):
+                        return
                 if self.is_to_mine():
                     self.call(self.miner, "pipeline.mine", *self.flags["mine"])
                     with self.changed:
                         self.changed.notify_all()
-                if self.looked_at < self.trained:
-                    self.looked_at += 1
-                    if self.look_at(self.miner, self.looked_at - 1):
-                        break
         except Exception as error:  # raised again in the thread that trains
             self.failed = error
         finally:
@@ -188,8 +191,13 @@ class Rounds:
                 self.changed.notify_all()
 
     def is_to_mine(self) -> bool:
+        """Whether the newest checkpoint is not mined yet, and a round is still to begin."""
         newest = records.newest_round(self.run_dir, records.checkpoint_path) or 0
-        return self.trained < self.numbers.stop and not records.manifest_path(self.run_dir, newest).exists()
+        return self.begun < self.numbers.stop and not records.manifest_path(self.run_dir, newest).exists()
+
+    def was_not_looked_at(self, number: int) -> bool:
+        trained = records.round_dir(self.run_dir, number) / "train" / "metrics.json"
+        return number >= 0 and trained.exists() and self.validation(number + 1) is None
 
     # ---- What came of it. ----
 

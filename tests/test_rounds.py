@@ -40,6 +40,10 @@ def test_side_by_side_every_set_is_mined_from_its_own_checkpoint(digits, tmp_pat
         assert metrics["total_steps"] == steps
     lines = capfd.readouterr().out.splitlines()
     assert [int(line.split()[1]) for line in lines[2:6]] == mined
+    found = records.round_dir(run, 4) / "evaluation-validation.json"
+    found.unlink()  # as if it had been stopped before the last round was looked at
+    assert rounds.main(["--run_dir", str(run), "--rounds", "1", "--overlap"]) == 0
+    assert found.exists() and [int(line.split()[0]) for line in capfd.readouterr().out.splitlines()[2:4]] == [3, 4]
 
 
 def test_a_set_of_the_overlap_is_reproduced_from_its_manifest(mined, tmp_path):
@@ -160,7 +164,7 @@ def test_a_collapse_stops_the_rounds_and_says_what_to_change(digits, tmp_path):
 
 @pytest.mark.parametrize(
     ("steps", "plain", "flags"),
-    [(None, False, "--online --epochs 2"), (None, True, "--online"), (5, False, "--online --steps 5"), (0, 1, "--init")],
+    [(None, False, "--online --epochs 2"), (None, True, "--online"), (5, 0, "--online --steps 5"), (0, 0, "--init")],
 )
 def test_the_warm_up_is_longer_for_stored_rows_unless_told_otherwise(digits, steps, plain, flags):
     arguments = rounds.argparse.Namespace(run_dir=digits, warmup_steps=steps, plain=plain)
