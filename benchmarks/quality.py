@@ -4,7 +4,7 @@
 
 The project's own commands train every row, on Omniglot's characters (those that several folders share count once), each
 also turned by 90, 180 and 270 degrees as classes of their own (as in Matching Networks, section 4.1.1,
-https://arxiv.org/abs/1606.04080). Characters, with their turns, are held out whole. Each seed holds out others, for the
+https://arxiv.org/abs/1606.04080). Characters, with their turns, are held out whole. Each seed draws which, for the
 gain differs more between splits of the characters than between seeds. Settings were chosen with other splits and seeds
 (`--tune` is the grid of rates and margins). An image pass is an image forwarded and backwarded; warm-up passes count.
 """

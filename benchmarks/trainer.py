@@ -168,11 +168,11 @@ def rounds(warm: Path, scratch: Path) -> list[Row]:
         sets = len(list(run_dir.glob("rounds/*/triplets/triplets.json")))
         best = read(run_dir / "best/best.json")["validation_map_at_r"]
         told.append(f"{seconds:.1f} s, {sets} sets mined, best validation MAP@R {best:.3f}")
-    name = f"{ROUNDS} overlapped rounds over {ROUNDS} in turn, without start-up"
+    name = f"{ROUNDS} overlapped rounds over {ROUNDS} in turn, from the first checkpoint on"
     return [
         Row(what=name, value=overlapped / in_turn, bound=0.8, note="; ".join(told)),
         Row(
-            what="seconds of a round beside forward passes, scan, writing and training",
+            what="seconds of a round beside embedding, scan, writing and training",
             value=float(np.median(fixed)), bound=5.0, note=f"validation included; the longest {max(fixed):.1f} s",
         ),
     ]  # fmt: skip
