@@ -118,7 +118,9 @@ def test_side_by_side_what_is_found_in_a_round_ends_the_rounds(digits, tmp_path,
             assert rounds.main(["--run_dir", str(run), "--rounds", "50", "--overlap"]) == 0
         assert not records.checkpoint_path(run, 9).exists()
     assert looked_at == [0, 0]
-    assert f"best: {tmp_path / 'run-False'}" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert f"best: {tmp_path / 'run-False'}" in out
+    assert f"pipeline.mine --threads {max(1, (os.cpu_count() or 1) // 2)} " in out, "the other half is the trainer's"
 
 
 def test_the_run_directory_is_held_while_a_worker_lives(tmp_path):
