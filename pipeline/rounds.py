@@ -150,12 +150,12 @@ class Rounds:
         self.numbers = numbers
         while self.validates and self.was_not_looked_at(self.looked_at - 1):  # by an interrupted run
             self.looked_at -= 1
+        # Triplets of an earlier run are not enough to begin with: runs of one round would train on them for ever.
+        first = records.manifest_path(self.run_dir, numbers.start)
         threading.Thread(target=self.mine_and_look, daemon=True).start()
         while self.trained < numbers.stop:
             with self.changed:
-                self.changed.wait_for(
-                    lambda: self.ended or records.newest_round(self.run_dir, records.manifest_path) is not None
-                )
+                self.changed.wait_for(lambda: self.ended or first.exists())
                 self.begun += 1
             if self.ended:
                 break

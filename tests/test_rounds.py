@@ -43,7 +43,9 @@ def test_side_by_side_every_set_is_mined_from_its_own_checkpoint(digits, tmp_pat
     found = records.round_dir(run, 4) / "evaluation-validation.json"
     found.unlink()  # as if it had been stopped before the last round was looked at
     assert rounds.main(["--run_dir", str(run), "--rounds", "1", "--overlap"]) == 0
-    assert found.exists() and [int(line.split()[0]) for line in capfd.readouterr().out.splitlines()[2:4]] == [3, 4]
+    lines = capfd.readouterr().out.splitlines()
+    assert found.exists() and [int(line.split()[0]) for line in lines[2:4]] == [3, 4]
+    assert of_round(run, 4)["mined_round"] == 4  # not of the last call's sets
 
 
 def test_a_set_of_the_overlap_is_reproduced_from_its_manifest(mined, tmp_path):
