@@ -130,6 +130,8 @@ class Embedder:
 
     def __init__(self, checkpoint: Path, corpus: Corpus):
         tf = import_tensorflow()
+        from pipeline.batch_norm import fused
+
         self.checkpoint = checkpoint
         self.model = load_checkpoint(checkpoint)
         shape = network_input_shape(self.model, corpus.features, checkpoint)
@@ -139,7 +141,8 @@ class Embedder:
         # Autograph would take half a second to rewrite functions that branch on no tensor.
         @tf.function(input_signature=[tf.TensorSpec([BATCH], tf.string)], autograph=False)  # type: ignore[untyped-decorator]
         def embed_batch(records: Any) -> Any:
-            return self.model(decode_records(corpus.features, records, shape), training=False)
+            with fused(self.model):
+                return self.model(decode_records(corpus.features, records, shape), training=False)
 
         self._embed_batch = embed_batch.get_concrete_function()  # traced here, once: threads would each do it
         self._calls = ThreadPoolExecutor(CALLS)

@@ -4,18 +4,17 @@ XLA compiles for one shape, so batches for it are padded; padding counts neither
 batch normalisation.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from pipeline.batch_norm import fused, leaves
 from pipeline.records import import_tensorflow
 from trainer import losses
 
 tf = import_tensorflow()
-import keras  # noqa: E402
 
 
 def strategy_for(devices: Sequence[Any]) -> Any:
@@ -31,7 +30,7 @@ def mixed_precision(model: Any) -> Iterator[None]:
 
     bfloat16 has float32's range, so that no loss scaling is needed (https://www.tensorflow.org/guide/mixed_precision).
     """
-    before = [(layer, layer.dtype_policy) for layer in _leaves(model)[:-1]]
+    before = [(layer, layer.dtype_policy) for layer in leaves(model)[:-1]]
     try:
         for layer, _ in before:
             layer.dtype_policy = "mixed_bfloat16"
@@ -39,30 +38,6 @@ def mixed_precision(model: Any) -> Iterator[None]:
     finally:
         for layer, policy in before:
             layer.dtype_policy = policy
-
-
-def _leaves(model: Any) -> list[Any]:
-    """The layers of a model, and of the models in it, in order."""
-    found = [_leaves(layer) if isinstance(layer, keras.Model) else [layer] for layer in model.layers]
-    return [layer for of_it in found for layer in of_it]
-
-
-@contextmanager
-def _statistics_of(model: Any, real: Any) -> Iterator[None]:
-    """While inside, batch normalisation leaves out the rows for which `real`, float32 [rows], is 0."""
-    layers = [layer for layer in _leaves(model) if isinstance(layer, keras.layers.BatchNormalization)]
-    for layer in layers:
-        layer.call = functools.partial(_call_with_mask, layer, real)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.call
-
-
-def _call_with_mask(layer: Any, real: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-    """Keras passes a mask of its own, which is None here."""
-    return type(layer).call(layer, inputs, training=training, mask=tf.reshape(real, [-1] + [1] * (inputs.ndim - 2)))
 
 
 class Step:
@@ -114,7 +89,7 @@ class Step:
         self._measure = tf.function(measure_one, input_signature=[spec], autograph=False)
 
     def _embed(self, batch: dict[str, Any]) -> Any:
-        with _statistics_of(self._model, batch["real"]) if self._jit else nullcontext():
+        with fused(self._model, batch["real"] if self._jit else None):
             return self._model(batch["inputs"], training=True)
 
     def __call__(self, batches: list[dict[str, Any]]) -> tuple[np.ndarray, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import command, records, storage
+from pipeline.batch_norm import fused
 from pipeline.embed import Embedder, check_output, decode_records, input_spec, network_input_shape
 from pipeline.pool import Pool
 from pipeline.progress import Stage, live
@@ -160,7 +161,7 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
     @tf.function(input_signature=[input_spec(corpus.features, shape), tf.TensorSpec([None], tf.int64)], autograph=False)
     def step(inputs: Any, labels: Any) -> Any:
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, fused(model):
             loss = losses.triplet_semihard_loss(labels, model(inputs, training=True), arguments.margin)
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
