@@ -1,5 +1,7 @@
 """Triplet TFRecords to batches; and, for the warm-up, corpus records to batches of P classes x K rows."""
 
+import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,7 @@ class Decoded:
         self._features, self._shape = features, input_shape
         self._kept: dict[int, np.ndarray] = {}
         self._room = DECODED_BYTES // (4 * int(np.prod(input_shape, dtype=np.int64)))
-        signature = [tf.TensorSpec([None], tf.string)]  # one trace for all numbers of rows
-        self._decode = tf.function(
-            lambda payload: decode(features, payload, input_shape), input_signature=signature, autograph=False
-        )
+        self._decode = _decoder(json.dumps(features), input_shape)
 
     def __call__(self, rows: Any, payload: Any) -> Any:
         """float32 [n, *input_shape] of int64 [n] rows and their encoded images, string [n]; as `decode` gives it.
@@ -55,6 +54,16 @@ class Decoded:
                 if len(self._kept) < self._room:
                     self._kept[int(rows[place])] = image.copy()  # not a view, which would keep the whole batch
         return np.stack(found)
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder(features: str, input_shape: tuple[int, ...]) -> Any:
+    """`decode` as a function of TensorFlow, traced once for all rounds of a process. features: as JSON."""
+    signature = [tf.TensorSpec([None], tf.string)]  # one trace for all numbers of rows
+    decoded = json.loads(features)
+    return tf.function(
+        lambda payload: decode(decoded, payload, input_shape), input_signature=signature, autograph=False
+    )
 
 
 def triplet_batches(
