@@ -29,8 +29,8 @@ from pipeline.records import InputError
 from pipeline.worker import Worker
 
 WARM_UP = "--epochs 2"
-MINE = "--margin 1.0 --fill 2 --pack_pick nearest"
-TRAIN = "--stored_rows 10000"
+MINE = "--margin 1.0 --pack_rows 32 --fill 2 --pack_pick nearest"
+TRAIN = "--batch_rows 32 --stored_rows 10000"
 BEST_FORMAT = "triplet-miner-best/1"
 COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out
 YOUNG = 1  # rounds whose embeddings may still lie together

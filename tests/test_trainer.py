@@ -63,6 +63,21 @@ def test_online_batches_are_p_by_k_and_seeded(digits):
     np.testing.assert_array_equal([x for x, _ in once], again)
 
 
+def test_in_batch_no_class_and_no_row_comes_again_before_all_have(digits):
+    corpus = records.open_corpus(digits)
+    batches = [(x.numpy(), y.numpy()) for x, y in data.online_batches(corpus, (8, 8, 1), 4, 4, steps=20, seed=7)]
+    labels = np.concatenate([label[::4] for _, label in batches])
+    for deck in labels.reshape(-1, 10):
+        assert sorted(deck) == list(range(10))
+    seen = [image.tobytes() for inputs, _ in batches for image in inputs]
+    assert len(set(seen)) == len(seen) == 320  # of each class 32, and the smallest has more
+
+
+def test_a_class_with_fewer_rows_than_are_asked_for_gives_each_as_often():
+    dealt, left = data._deal(np.random.default_rng(0), np.empty(0, np.int64), np.arange(3), 4)
+    assert sorted(dealt[:3]) == [0, 1, 2] and len(left) == 2 and dealt[3] not in left
+
+
 def test_two_rounds_each_mined_with_the_checkpoint_that_the_last_one_trained(fresh_run, capsys):
     assert rounds.main(["--run_dir", str(fresh_run), "--rounds", "2"]) == 0
     corpus = records.open_corpus(fresh_run)
@@ -82,9 +97,11 @@ def test_two_rounds_each_mined_with_the_checkpoint_that_the_last_one_trained(fre
     assert f"pipeline.mine {rounds.MINE}; trainer.train {rounds.TRAIN}\n" in capsys.readouterr().out
     assert all(m["margin"] == 1.0 and m["stored_rows"] == 10_000 for m in metrics)
     assert [m["options"]["fill"] for m in manifests] == [2, 2]
-    assert rounds.main(["--run_dir", str(fresh_run), "--rounds", "1", "--plain"]) == 0
+    # The digits are so well apart by now that a margin of 0.2 leaves no triplet.
+    assert rounds.main(["--run_dir", str(fresh_run), "--rounds", "1", "--plain", "--mine", "--margin 1.5"]) == 0
     plain = json.loads((records.round_dir(fresh_run, 2) / "train/metrics.json").read_text())
-    assert plain["margin"] == 0.2 and plain["stored_rows"] == 0
+    assert plain["margin"] == 1.5 and plain["stored_rows"] == 0 and plain["batch_rows"] == 128
+    assert records.open_triplets(fresh_run, 2, corpus)["options"]["fill"] == mine.FILL
 
 
 def test_a_warm_up_takes_as_many_passes_over_the_corpus_as_it_is_told(fresh_run):
@@ -363,6 +380,7 @@ def test_images_are_decoded_once_while_they_fit(mined, monkeypatch):
         images = decode(corpus.features, tf.constant(pack["image"]), shape).numpy()
         plain |= zip(pack["row"].tolist(), images, strict=True)
     monkeypatch.setattr(data, "decode", counted)
+    monkeypatch.setattr(data, "_decoder", data._decoder.__wrapped__)
     for room in (len(plain), 5):
         monkeypatch.setattr(data, "DECODED_BYTES", room * 4 * 64)
         decoded = data.Decoded(corpus.features, shape)

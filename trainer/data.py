@@ -172,31 +172,39 @@ def online_batches(
     seed: int,
     first_step: int = 0,
 ) -> Any:
-    """Batches of P classes x K rows, drawn anew for each step from the train split; those before first_step left out.
+    """Batches of P classes x K rows of the train split, shuffled; those before first_step left out.
+
+    Classes are dealt like cards, and so are the rows of a class: none comes again before all have come.
 
     Returns:
       A tf.data.Dataset of `steps` - `first_step` pairs: inputs [P * K, *input_shape] and labels int64 [P * K].
     """
     split = corpus.split("train")
-    sizes = np.diff(split.first_rows)
     usable = usable_classes(corpus)
     classes = min(classes, len(usable))
 
     def draw() -> Iterator[tuple[list[bytes], np.ndarray]]:
         rng = np.random.default_rng(int(draw_key(seed, 0, "online")))
+        classes_left, rows_left = np.empty(0, np.int64), dict[int, np.ndarray]()
         for step in range(steps):
-            labels = np.repeat(rng.choice(usable, classes, replace=False), rows_per_class)
-            rows = np.concatenate(
-                [_some(rng, split.first_rows, sizes, c, rows_per_class) for c in labels[::rows_per_class]]
-            )
+            chosen, classes_left = _deal(rng, classes_left, usable, classes)
+            rows = []
+            for label in chosen.tolist():
+                whole = np.arange(*split.first_rows[label : label + 2])
+                some, rows_left[label] = _deal(rng, rows_left.get(label, whole[:0]), whole, rows_per_class)
+                rows.append(some)
             if step >= first_step:
-                yield split.read(rows), labels
+                yield split.read(np.concatenate(rows)), np.repeat(chosen, rows_per_class)
 
     signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
     drawn = tf.data.Dataset.from_generator(draw, output_signature=signature)
     return _ahead(drawn.map(lambda records, labels: (decode_records(corpus.features, records, input_shape), labels)))
 
 
-def _some(rng: Any, first_rows: np.ndarray, sizes: np.ndarray, label: int, count: int) -> np.ndarray:
-    """`count` rows of a class, different ones while there are enough."""
-    return first_rows[label] + rng.choice(sizes[label], count, replace=sizes[label] < count)
+def _deal(rng: np.random.Generator, left: np.ndarray, whole: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The next `count` of what is left of a shuffled deck, different ones if it has so many; and what is left then."""
+    while len(left) < count:
+        fresh = rng.permutation(whole)
+        again = np.isin(fresh, left)
+        left = np.concatenate([left, fresh[~again], fresh[again]])
+    return left[:count], left[count:]
