@@ -69,7 +69,7 @@ ONLINE = Recipe(name="in-batch, best margin", online=(*RATE, "--margin", "1.0"))
 OFFLINE = Recipe(
     name="packs with stored rows", online=ONLINE.online, warmup=0.4, rounds=lambda passes: 2, rows=4,
     mine=("--margin", "1.0", "--pack_rows", "32", "--fill", "2", "--pack_pick", "nearest"),
-    train=(*RATE, "--batch_rows", "32", "--stored_rows", "100000", "--decay_rounds", "2"),
+    train=(*RATE, "--stored_rows", "100000", "--decay_rounds", "2"),
 )  # fmt: skip
 PLAIN = Recipe(
     name="packs, the triplet loss alone", online=ONLINE.online, warmup=0.5, rounds=lambda passes: passes // 16_000,

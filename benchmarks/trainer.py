@@ -117,10 +117,10 @@ def passes_to(target: float, passes: np.ndarray, quality: np.ndarray) -> float:
     return float(passes[k - 1] + share * (passes[k] - passes[k - 1]))
 
 
-def image_passes(warm: Path, scratch: Path) -> tuple[Row, int]:
+def image_passes(warm: Path, scratch: Path) -> tuple[Row, int, str]:
     """Packs over lone triplets, each at the learning rate and length of a round that does best on validation.
 
-    And how many anchors the best rounds of packs have.
+    And how many anchors the best rounds of packs have, and their learning rate.
     """
     best, measured = {}, {}
     for kind, settings in SETTINGS.items():
@@ -142,7 +142,7 @@ def image_passes(warm: Path, scratch: Path) -> tuple[Row, int]:
     )
     what = "image passes to a fixed MAP@R, packs over lone triplets, each at its best"
     row = Row(what=what, value=needed["packs"] / needed["lone"], bound=0.7, note=f"{note}; MAP@R {target:.3f}")
-    return row, best["packs"][0]
+    return row, *best["packs"][:2]
 
 
 # ---- Rounds. ----
@@ -162,8 +162,8 @@ def timed_rounds(run_dir: Path, *arguments: str) -> tuple[float, list[float]]:
     return ends[-1] - (run_dir / "rounds/0001/checkpoint/model.keras").stat().st_mtime, ends
 
 
-def rounds(warm: Path, scratch: Path, anchors: int) -> list[Row]:
-    options = ("--plain", "--mine", f"--anchors {anchors}")
+def rounds(warm: Path, scratch: Path, anchors: int, rate: str) -> list[Row]:
+    options = ("--plain", "--mine", f"--anchors {anchors}", "--train", f"--learning_rate {rate}")
     in_turn, ends = timed_rounds(start(warm, scratch / "in-turn"), *options)
     overlapped, _ = timed_rounds(start(warm, scratch / "overlapped"), *options, "--overlap")
     fixed = []
@@ -214,9 +214,9 @@ def main() -> int:
         note = ", ".join(f"{value:.2f} of scope {scope}" for scope, value in each.items())
         what = "triplets per image pass, packs of 128 rows"
         add(Row(what=what, value=sum(each.values()), bound=1.5, at_least=True, note=note))
-        row, anchors = image_passes(warm, scratch)
+        row, anchors, rate = image_passes(warm, scratch)
         add(row)
-        for row in rounds(warm, scratch, anchors):
+        for row in rounds(warm, scratch, anchors, rate):
             add(row)
     return finish("trainer", rows)
 

@@ -26,11 +26,12 @@ def leaves(model: Any) -> list[Any]:
 
 @contextmanager
 def fused(model: Any, real: Any = None) -> Iterator[None]:
-    """While inside, functions that are traced take the fused kernel where it does what the layer asks for.
+    """While inside, calls of the model take the fused kernel where it does what a layer asks for.
 
-    real: float32 [rows]; training statistics leave out the rows for which it is 0. No kernel can, Keras then does it.
+    real: float32 [rows]; training statistics leave out the rows for which it is 0. The kernel cannot: Keras' own code
+    does it then.
     """
-    layers = [layer for layer in leaves(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    layers = {id(layer): layer for layer in leaves(model) if type(layer) is keras.layers.BatchNormalization}.values()
     for layer in layers:
         layer.call = functools.partial(_call, layer) if real is None else functools.partial(_masked, layer, real)
     try:
@@ -47,9 +48,9 @@ def _masked(layer: Any, real: Any, inputs: Any, training: Any = None, mask: Any 
 
 def _call(layer: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
     learns = bool(training and layer.trainable)
-    as_usual = type(layer) is keras.layers.BatchNormalization and not (layer.renorm or (learns and layer.synchronized))
-    fits = inputs.shape.rank == 4 and layer.axis in (-1, 3) and inputs.dtype != tf.float64
-    if not (as_usual and fits and mask is None and layer.epsilon >= MIN_EPSILON):
+    as_usual = mask is None and not layer.renorm and not (learns and layer.synchronized)
+    fits = inputs.shape.rank == 4 and layer.axis in (-1, 3) and layer.variable_dtype == "float32"
+    if not (as_usual and fits and inputs.dtype != tf.float64 and layer.epsilon >= MIN_EPSILON):
         return type(layer).call(layer, inputs, training=training, mask=mask)
     ones = tf.ones([inputs.shape[-1]])
     moving = () if learns else (layer.moving_mean.value, layer.moving_variance.value)

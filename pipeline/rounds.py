@@ -9,9 +9,9 @@ checkpoint, and checkpoints that it does not get to are skipped. All that they t
 process mines on half of the cores, and before it does, evaluates what was trained: --patience and a collapse end the
 rounds as many rounds later as are trained while one set is mined.
 
-The flags MINE and TRAIN add stored rows to the triplet loss, after the warm-up WARM_UP: README measures what they
-bring. Flags that are given come after them, and win; --plain leaves all commands to their own defaults, the plain
-triplet loss.
+The flags MINE and TRAIN add stored rows to the triplet loss, and with them small packs and batches, after the warm-up
+WARM_UP: README measures what they bring. Flags that are given come after them, and win; --plain leaves all commands to
+their own defaults, the plain triplet loss.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pipeline.worker import Worker
 
 WARM_UP = "--epochs 2"
 MINE = "--margin 1.0 --pack_rows 32 --fill 2 --pack_pick nearest"
-TRAIN = "--batch_rows 32 --stored_rows 10000"
+TRAIN = "--stored_rows 10000"
 BEST_FORMAT = "triplet-miner-best/1"
 COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out
 YOUNG = 1  # rounds whose embeddings may still lie together

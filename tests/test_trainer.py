@@ -73,9 +73,18 @@ def test_in_batch_no_class_and_no_row_comes_again_before_all_have(digits):
     assert len(set(seen)) == len(seen) == 320  # of each class 32, and the smallest has more
 
 
-def test_a_class_with_fewer_rows_than_are_asked_for_gives_each_as_often():
-    dealt, left = data._deal(np.random.default_rng(0), np.empty(0, np.int64), np.arange(3), 4)
-    assert sorted(dealt[:3]) == [0, 1, 2] and len(left) == 2 and dealt[3] not in left
+def test_a_class_with_fewer_rows_than_a_batch_takes_gives_each_as_often():
+    dealt = data._shuffled(np.random.default_rng(0), np.empty(0, np.int64), np.arange(3), 12)
+    assert [sorted(dealt[k : k + 3]) for k in (0, 3, 6, 9)] == [[0, 1, 2]] * 4
+
+
+def test_what_is_left_of_a_deck_does_not_come_together_in_the_next():
+    rng, left, together = np.random.default_rng(0), np.arange(2), 0
+    for _ in range(100):
+        dealt = data._shuffled(rng, left, np.arange(10), 4)
+        assert len(dealt) == 12 and len(set(dealt[:4])) == 4
+        together += set(left) <= set(dealt[8:])
+    assert together < 50
 
 
 def test_two_rounds_each_mined_with_the_checkpoint_that_the_last_one_trained(fresh_run, capsys):
@@ -102,6 +111,22 @@ def test_two_rounds_each_mined_with_the_checkpoint_that_the_last_one_trained(fre
     plain = json.loads((records.round_dir(fresh_run, 2) / "train/metrics.json").read_text())
     assert plain["margin"] == 1.5 and plain["stored_rows"] == 0 and plain["batch_rows"] == 128
     assert records.open_triplets(fresh_run, 2, corpus)["options"]["fill"] == mine.FILL
+
+
+def test_rounds_train_what_was_mined_in_larger_packs(mined, tmp_path):
+    run = shutil.copytree(mined, tmp_path / "run")
+    assert rounds.main(["--run_dir", str(run), "--rounds", "1"]) == 0
+    metrics = json.loads((records.round_dir(run, 0) / "train/metrics.json").read_text())
+    assert metrics["batch_rows"] == 128 and metrics["stored_rows"] == 10_000
+
+
+def test_a_batch_is_a_pack_or_as_many_lone_triplets_as_fit(fresh_run):
+    for number, (flags, rows) in enumerate([("--pack_rows 32 --fill 2", 32), ("--pack_rows 3", 128)]):
+        assert mine.main(["--run_dir", str(fresh_run), "--margin", "1.0", "--anchors", "100", *flags.split()]) == 0
+        assert train.main(["--run_dir", str(fresh_run)]) == 0
+        metrics = json.loads((records.round_dir(fresh_run, number) / "train/metrics.json").read_text())
+        assert metrics["batch_rows"] == rows
+        assert metrics["steps"] == math.ceil(metrics["image_passes"] / (32 if number == 0 else 126))
 
 
 def test_a_warm_up_takes_as_many_passes_over_the_corpus_as_it_is_told(fresh_run):

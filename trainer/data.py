@@ -110,13 +110,11 @@ def triplet_batches(
     kind = tf.float32 if spec["kind"] == "vector" else tf.string
     schema[name] = tf.io.RaggedFeature(kind, row_splits_dtype=tf.int64)
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def parse(serialised: Any) -> dict[str, Any]:
         pack = tf.io.parse_example(serialised, schema)
-        first = pack["row"].row_starts()  # positions in a pack to positions in the batch
-        sides = [
-            pack[side].values + tf.gather(first, pack[side].value_rowids())
-            for side in ("anchor", "positive", "negative")
-        ]
+        first = tf.gather(pack["row"].row_starts(), pack["anchor"].value_rowids())  # row of each triplet's pack
+        sides = [pack[side].values + first for side in ("anchor", "positive", "negative")]
         inputs = decoded(pack["row"].values, pack[name].values)
         triplets = tf.cast(tf.stack(sides, axis=1), tf.int32)
         rows = batch_rows if pad else tf.shape(inputs)[0]
@@ -185,13 +183,18 @@ def online_batches(
 
     def draw() -> Iterator[tuple[list[bytes], np.ndarray]]:
         rng = np.random.default_rng(int(draw_key(seed, 0, "online")))
-        classes_left, rows_left = np.empty(0, np.int64), dict[int, np.ndarray]()
+        none = np.empty(0, np.int64)
+        classes_left, rows_left = none, {label: none for label in usable.tolist()}
         for step in range(steps):
-            chosen, classes_left = _deal(rng, classes_left, usable, classes)
+            if len(classes_left) < classes:
+                classes_left = _shuffled(rng, classes_left, usable, classes)
+            chosen, classes_left = np.split(classes_left, [classes])
             rows = []
             for label in chosen.tolist():
-                whole = np.arange(*split.first_rows[label : label + 2])
-                some, rows_left[label] = _deal(rng, rows_left.get(label, whole[:0]), whole, rows_per_class)
+                if len(rows_left[label]) < rows_per_class:
+                    own = np.arange(*split.first_rows[label : label + 2])
+                    rows_left[label] = _shuffled(rng, rows_left[label], own, rows_per_class)
+                some, rows_left[label] = np.split(rows_left[label], [rows_per_class])
                 rows.append(some)
             if step >= first_step:
                 yield split.read(np.concatenate(rows)), np.repeat(chosen, rows_per_class)
@@ -201,10 +204,10 @@ def online_batches(
     return _ahead(drawn.map(lambda records, labels: (decode_records(corpus.features, records, input_shape), labels)))
 
 
-def _deal(rng: np.random.Generator, left: np.ndarray, whole: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The next `count` of what is left of a shuffled deck, different ones if it has so many; and what is left then."""
+def _shuffled(rng: np.random.Generator, left: np.ndarray, deck: np.ndarray, count: int) -> np.ndarray:
+    """What is left of a deck, and whole ones after it until there are `count`, which differ if a deck has so many."""
     while len(left) < count:
-        fresh = rng.permutation(whole)
-        again = np.isin(fresh, left)
-        left = np.concatenate([left, fresh[~again], fresh[again]])
-    return left[:count], left[count:]
+        fresh = rng.permutation(deck)
+        first = np.flatnonzero(~np.isin(fresh, left))[: count - len(left)]
+        left = np.concatenate([left, fresh[first], np.delete(fresh, first)])
+    return left

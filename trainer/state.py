@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import command, records, storage
 
-FORMAT = "triplet-miner-state/2"  # with the stored rows as the steps renewed them
+FORMAT = "triplet-miner-state/3"  # in-batch training deals classes and rows
 SAVE_SECONDS = 10.0  # between two saves, at the least; longer where saving takes long
 SAVING_SHARE = 0.02  # of the time, at the most
 

@@ -24,6 +24,7 @@ import numpy as np
 from pipeline import command, records, storage
 from pipeline.batch_norm import fused
 from pipeline.embed import Embedder, check_output, decode_records, input_spec, network_input_shape
+from pipeline.packs import LONE
 from pipeline.pool import Pool
 from pipeline.progress import Stage, live
 from pipeline.records import Corpus, InputError, import_tensorflow
@@ -45,7 +46,8 @@ END = {
     "min_active": "too few of its triplets are still active (--min_active)",
     "validation": "MAP@R on the validation split did not rise",
 }
-FRESH_BATCHES = 8  # how many batches tell the active share before training
+BATCH_ROWS = 128  # images a batch where packs do not say it
+FRESH_ROWS = 1024  # how many tell the active share before training
 
 
 def device_name() -> str:
@@ -137,7 +139,7 @@ def online(arguments: argparse.Namespace, corpus: Corpus) -> int:
     # Without a checkpoint none is written before the end: one that is there counts as warmed up.
     model = records.load_checkpoint(path) if path.exists() else first_model(arguments, corpus)
     shape = network_input_shape(model, corpus.features, path)
-    classes = min(max(2, arguments.batch_rows // 4), len(usable_classes(corpus)))
+    classes = min(max(2, (arguments.batch_rows or BATCH_ROWS) // 4), len(usable_classes(corpus)))
     steps = arguments.steps or arguments.epochs * math.ceil(corpus.split("train").rows / (4 * classes))
     key = {
         "corpus": corpus.fingerprint, "steps": steps, "classes": classes, "margin": arguments.margin,
@@ -299,6 +301,8 @@ def train(arguments: argparse.Namespace, corpus: Corpus) -> int:
         print(f"round {number} is trained already: {target}\n  next: python -m pipeline.mine --run_dir {run_dir}")
         return 0
     manifest = records.open_triplets(run_dir, mined, corpus)
+    if arguments.batch_rows is None:
+        arguments.batch_rows = BATCH_ROWS if manifest["pack_rows"] == LONE else manifest["pack_rows"]
     if arguments.batch_rows < manifest["pack_rows"]:
         raise InputError(f"--batch_rows {arguments.batch_rows} is less than a pack's {manifest['pack_rows']} rows")
     files = [shard["file"] for shard in manifest["shards"]]
@@ -342,7 +346,8 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
         f"{manifest['packs']:,} packs" + ("" if round_.mined == round_.number else f", mined in round {round_.mined}")
     )
     if progress["fresh"] is None:
-        progress["fresh"] = step.active(round_.with_stored(round_.batches(arguments, 0).take(FRESH_BATCHES)))
+        some = round_.batches(arguments, 0).take(max(1, FRESH_ROWS // arguments.batch_rows))
+        progress["fresh"] = step.active(round_.with_stored(some))
     print(f"  active when mined: all; in training mode: {progress['fresh']:.0%}")
     if resumed:
         print(f"  goes on at step {progress['step']}")
@@ -483,7 +488,8 @@ def main(argv: list[str]) -> int:
     mined.add_argument("--jit", action="store_true", help="compile the step with XLA")
     step = parser.add_argument_group("always")
     step.add_argument("--epochs", type=int, help="passes over a round's packs, at most; with --online, the corpus (1)")
-    step.add_argument("--batch_rows", type=int, default=128, help="images a batch and device (128)")
+    rows = f"images a batch and device (a pack's; of lone triplets, and with --online, {BATCH_ROWS})"
+    step.add_argument("--batch_rows", type=int, help=rows)
     # On Omniglot small1, three rounds after a short warm-up ended at MAP@R .69 with 3e-3 and .71 with 1e-3.
     step.add_argument("--learning_rate", type=float, help="of Adam, at its peak (0.001; 0.003 with --online)")
     step.add_argument("--seed", type=int, default=0, help="of weights and batches (0)")
