@@ -36,15 +36,17 @@ def bounds(result: dict[str, Any]) -> list[str]:
 def quality(result: dict[str, Any]) -> list[str]:
     lines = []
     for name, table in result["tables"].items():
+        seeds = len(next(iter(table.values()))["runs"])
+        several = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
         lines += [
-            f"{name}, about {result['passes']:,} image passes, mean and standard deviation of "
-            f"{len(next(iter(table.values()))['runs'])} seeds:", "",
+            f"{name}, about {result['passes']:,} image passes, {several}:", "",
             "| | R@1 | MAP@R | image passes | forward passes of mining | triplets | seconds |",
             "|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for key, row in table.items():
             what = "in-batch, given mining's passes too" if key == "online-counted" else row["recipe"]
-            shown = [f"{row[m][0]:.3f} ± {row[m][1]:.3f}" for m in ("recall_at_1", "map_at_r")]
+            spread = [f" ± {row[m][1]:.3f}" if seeds > 1 else "" for m in ("recall_at_1", "map_at_r")]
+            shown = [f"{row[m][0]:.3f}{s}" for m, s in zip(("recall_at_1", "map_at_r"), spread, strict=True)]
             shown += [f"{row[m][0]:,.0f}" if row[m][0] else "" for m in ("passes", "mined", "triplets", "seconds")]
             lines.append(f"| {what} | " + " | ".join(shown) + " |")
         lines.append("")

@@ -189,7 +189,10 @@ def run(recipe: Recipe, data: Data, passes: int, seed: int, split: str) -> dict[
 
 
 def random_packs(run_dir: Path, number: int, seed: int) -> None:
-    """Replaces a mined round's packs by as many of randomly drawn classes, filled as packs are, no corpus triplets."""
+    """Replaces a mined round's packs by as many of randomly drawn classes, no corpus triplets.
+
+    Each class has as many rows as a pack is filled to, or more where there are too few classes to fill it.
+    """
     path = records.manifest_path(run_dir, number)
     manifest = records.read_json(path, records.TRIPLETS_FORMAT)
     options = manifest["options"]
@@ -205,7 +208,9 @@ def random_packs(run_dir: Path, number: int, seed: int) -> None:
     pool = job.open_pool()
     payload = mine.Payload(pool)
     rng = np.random.default_rng([seed, number])
-    first, fill = pool.split.first_rows, options["fill"]
+    first = pool.split.first_rows
+    width = min(len(pool.split.labels), options["pack_rows"] // options["fill"])
+    fill = options["pack_rows"] // width
     usable = np.flatnonzero(np.diff(first) >= fill)
     made = rows = 0
     for shard, entry in enumerate(manifest["shards"]):
@@ -213,7 +218,6 @@ def random_packs(run_dir: Path, number: int, seed: int) -> None:
         if count == 0:
             entry.update(records.write_records(path.parent / entry["file"], []), max_pack_triplets=0)
             continue
-        width = min(len(usable), options["pack_rows"] // fill)
         classes = [rng.choice(usable, width, replace=False) for _ in range(count)]
         row = np.concatenate(
             [first[c] + rng.choice(first[c + 1] - first[c], fill, replace=False) for c in np.concatenate(classes)]
@@ -265,11 +269,6 @@ def table(of_seed: dict[int, Data], names: list[str], passes: int) -> tuple[dict
             add(name, run(RECIPES[name], data, equal, seed, "eval"))
         counted = packs_run["passes"] + packs_run["mined"] * FORWARD
         add("online-counted", run(RECIPES["online"], data, round(counted), seed, "eval"))
-    for part in (0.25, 0.5):  # in-batch training leaves no checkpoint on its way: shorter runs
-        seed, data = next(iter(of_seed.items()))
-        found = run(RECIPES["online"], data, round(passes * part), seed, "eval")
-        runs["online"][0]["curve"].insert(-1, (found["passes"], {k: found[k] for k in ("map_at_r", "recall_at_1")}))
-
     def minus(one: str, other: str, bound: float | None, what: str = "") -> Row:
         gaps = [a["map_at_r"] - b["map_at_r"] for a, b in zip(runs[one], runs[other], strict=True)]
         each = ", ".join(f"{gap:+.3f}" for gap in gaps)
@@ -285,8 +284,6 @@ def table(of_seed: dict[int, Data], names: list[str], passes: int) -> tuple[dict
     ]
     if "lone" in names:
         rows.append(minus("plain", "lone", None))
-    for row in rows:
-        show(row)
     return {name: summary(found) for name, found in runs.items() if found}, rows
 
 
@@ -299,10 +296,14 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {"recipe": found[0]["recipe"], "runs": found, **{key: over(key) for key in keys}}
 
 
-def draw(results: dict[str, Any]) -> None:
-    """The curves of the first seed as a picture for the README."""
+def draw(results: dict[str, Any], data: Data, passes: int) -> None:
+    """The curves of the first seed, whose data are given, as a picture for the README."""
     from matplotlib.figure import Figure
 
+    online = results["online"]["runs"][0]
+    for part in (0.25, 0.5):  # in-batch training leaves no checkpoint on its way: shorter runs
+        found = run(RECIPES["online"], data, round(passes * part), online["seed"], "eval")
+        online["curve"].insert(-1, (found["passes"], {k: found[k] for k in ("map_at_r", "recall_at_1")}))
     figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
     axes = figure.subplots()
     for name in results:
@@ -319,8 +320,8 @@ def draw(results: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--omniglot", nargs="+", required=True, help="folders of alphabets, or zips of such")
-    parser.add_argument("--fashion_mnist", help="directory of the four IDX files, for --full")
-    parser.add_argument("--full", action="store_true", help="128,000 passes, more rows, Fashion-MNIST (over an hour)")
+    parser.add_argument("--fashion_mnist", required=True, help="directory of the four IDX files")
+    parser.add_argument("--full", action="store_true", help="128,000 passes, lone triplets, each seed on Fashion-MNIST")
     parser.add_argument("--tune", action="store_true", help="only print the validation MAP@R of settings")
     arguments = parser.parse_args()
     passes = 128_000 if arguments.full else 48_000
@@ -332,12 +333,15 @@ def main() -> int:
         names = [name for name in RECIPES if arguments.full or name != "lone"]
         each = {seed: omniglot(arguments.omniglot, scratch / f"split-{n}", n) for seed, n in SPLITS.items()}
         found, rows = table(each, names, passes)
-        tables = {"Omniglot, unseen characters": found}
-        if arguments.full:
-            fashion = fashion_mnist(arguments.fashion_mnist, scratch)
-            tables["Fashion-MNIST, unseen examples"], more = table(dict.fromkeys(SPLITS, fashion), names, passes)
-            rows += [replace(row, what=f"Fashion-MNIST: {row.what}", bound=None) for row in more]
-    draw(found)
+        draw(found, next(iter(each.values())), passes)
+        fashion = fashion_mnist(arguments.fashion_mnist, scratch)
+        seeds = list(SPLITS) if arguments.full else list(SPLITS)[:1]
+        print("Fashion-MNIST, unseen examples", flush=True)
+        of_fashion, more = table(dict.fromkeys(seeds, fashion), names, passes)
+    rows += [replace(row, what=f"Fashion-MNIST: {row.what}", bound=None) for row in more]
+    for row in rows:
+        show(row)
+    tables = {"Omniglot, unseen characters": found, "Fashion-MNIST, unseen examples": of_fashion}
     return finish("quality", rows, form="full" if arguments.full else "quick", passes=passes, tables=tables)
 
 
