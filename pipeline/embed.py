@@ -132,12 +132,13 @@ class Embedder:
     the same rows never changes a result.
     """
 
-    def __init__(self, checkpoint: Path, corpus: Corpus):
+    def __init__(self, checkpoint: Path, corpus: Corpus, model: Any = None):
+        """model: the checkpoint's, if it is loaded already."""
         tf = import_tensorflow()
         from pipeline.batch_norm import fused
 
         self.checkpoint = checkpoint
-        self.model = load_checkpoint(checkpoint)
+        self.model = load_checkpoint(checkpoint) if model is None else model
         shape = network_input_shape(self.model, corpus.features, checkpoint)
         check_output(self.model, checkpoint)
         self.dim = int(self.model.output_shape[1])

@@ -14,9 +14,14 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+from apache_beam.runners.worker.statesampler import StateSampler
 
 from pipeline import command, storage
 from pipeline.records import InputError
+
+# In this process every bundle waits at its end until the thread that samples what runs wakes up: 200 ms otherwise.
+SAMPLING_MS = 10
+StateSampler.__init__.__defaults__ = (SAMPLING_MS,)  # type: ignore[misc]
 
 ANSWER_SECONDS = 10.0  # in which a job server must accept a connection
 JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know

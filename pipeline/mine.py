@@ -138,6 +138,9 @@ class Columns:
         return block
 
 
+_loaded: dict[str, Any] = {}  # the checkpoint's model by its digest, where the launcher's process embeds too
+
+
 def save_arrays(path: Path, **arrays: np.ndarray | None) -> None:
     there: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
     storage.write_atomically(path, lambda temporary: np.savez(temporary, **there))
@@ -228,7 +231,7 @@ class EmbedShard(_SideBySide):
     def _load(self) -> Embedder:
         checkpoint = records.checkpoint_path(self.job.run_dir, self.job.round)
         divide_cores(self.job.worker_threads())  # in a worker's process
-        embedder = Embedder(checkpoint, self.pool.corpus)
+        embedder = Embedder(checkpoint, self.pool.corpus, _loaded.pop(self.job.checkpoint_digest, None))
         digest = records.checkpoint_digest(embedder.model)
         if digest != self.job.checkpoint_digest:
             raise InputError(
@@ -788,10 +791,10 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
             **{name: getattr(arguments, name) for name in (
                 "pick", "margin", "positives", "seed", "min_negative_distance", "min_negative_ratio")},
         )  # fmt: skip
-        checkpoint = records.checkpoint_path(run_dir, number)
+        model = records.load_checkpoint(records.checkpoint_path(run_dir, number))
         job_ = Job(
             run_dir=run_dir.absolute(), round=number, rule=rule, corpus_fingerprint=corpus.fingerprint,
-            checkpoint_digest=records.checkpoint_digest(records.load_checkpoint(checkpoint)),
+            checkpoint_digest=records.checkpoint_digest(model),
             **{name: getattr(arguments, name) for name in (
                 "pack_rows", "fill", "pack_pick", "anchors", "class_pool", "threads")},
         )  # fmt: skip
@@ -800,7 +803,11 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
     manifest_path = records.manifest_path(run_dir, number)
     if manifest_path.exists() and not records.is_torn(manifest_path, job_.directory / "work"):
         return already_mined(job_, corpus)
-    manifest, worked = mine(job_, options)
+    _loaded[job_.checkpoint_digest] = model
+    try:
+        manifest, worked = mine(job_, options)
+    finally:
+        _loaded.clear()
     command.note(**facts(manifest))
     print(summary(manifest, run_dir, worked))
     return 0

@@ -15,17 +15,31 @@ Rows are ordered by label, so the anchor's own class is one range of rows to lea
 
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from typing import Any
 
 import numba
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  the BLAS of numba's np.dot: loaded here, so that it is limited too
+import scipy
 from threadpoolctl import ThreadpoolController
 
+
+def _load_blas(name: str) -> None:
+    """A module of scipy.linalg without the others, which take a tenth of a second."""
+    if name not in sys.modules:
+        spec = PathFinder.find_spec(name, [f"{scipy.__path__[0]}/linalg"])
+        assert spec and spec.loader
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+
+
+_load_blas("scipy.linalg.cython_blas")  # of numba's np.dot: here, so that it is limited too
 _blas = ThreadpoolController().select(user_api="blas")
 
 KINDS = ("semi-hard", "hard")  # a triplet's kind is stored as its position here

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import command
 
-from pipeline import ingest, mine, records
+from pipeline import ingest, job, mine, records
 from trainer import train
 
 pytestmark = pytest.mark.slow
@@ -138,3 +138,9 @@ def test_a_killed_run_continues_to_the_same_triplets(corpus, expected, tmp_path,
     assert not records.manifest_path(run, 0).exists() or after == "triplets"
     assert digest(run) == expected["random"]
     assert not list(run.rglob(".*tmp*")) and not (run / "rounds/0000/work").exists()
+
+
+def test_bundles_do_not_wait_for_beams_sampling_thread():
+    from apache_beam.runners.worker.statesampler import StateSampler
+
+    assert StateSampler("stage", None).sampling_period_ms == job.SAMPLING_MS
