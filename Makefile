@@ -131,7 +131,7 @@ runs/fashion-mnist: # the IDX files from Debian's package, without installing it
 bench-selection: .venv/bench-installed $(FASHION_MNIST) ## selection against sgemm, FAISS and its own parts (about 25 minutes)
 	@$(PY) -m benchmarks.selection --fashion_mnist "$(FASHION_MNIST)" $(if $(OMNIGLOT),--omniglot "$(firstword $(OMNIGLOT))") $(ARGS)
 
-bench-quality: .venv/bench-installed $(FASHION_MNIST) ## packs against in-batch mining (OMNIGLOT="A.zip B.zip"; ARGS=--full: over an hour)
+bench-quality: .venv/bench-installed $(FASHION_MNIST) ## packs against in-batch mining (OMNIGLOT="A.zip B.zip"; 14 minutes; ARGS=--full: hours)
 	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
 	@$(PY) -m benchmarks.quality --omniglot $(OMNIGLOT) --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
 
