@@ -12,6 +12,13 @@ tf = records.import_tensorflow()
 import keras  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def names_from_zero():
+    """Keras numbers its layers, and a checkpoint's digest covers their names."""
+    yield
+    keras.backend.clear_session()
+
+
 def layer_between(shape, **options):
     """A network around one layer, its weights and statistics away from where they begin."""
     inputs = keras.Input(shape)
