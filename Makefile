@@ -128,7 +128,7 @@ runs/fashion-mnist: # the IDX files from Debian's package, without installing it
 	@cd runs/.debian && { apt-get download -q dataset-fashion-mnist || { apt-get update -q && apt-get download -q dataset-fashion-mnist; }; }
 	@dpkg -x runs/.debian/*.deb runs/.debian && mv runs/.debian/usr/share/datasets/fashion-mnist $@ && rm -rf runs/.debian
 
-bench-selection: .venv/bench-installed $(FASHION_MNIST) ## selection against sgemm, FAISS and its own parts (about 25 minutes)
+bench-selection: .venv/bench-installed $(FASHION_MNIST) ## selection against sgemm, FAISS and its own parts (10 minutes)
 	@$(PY) -m benchmarks.selection --fashion_mnist "$(FASHION_MNIST)" $(if $(OMNIGLOT),--omniglot "$(firstword $(OMNIGLOT))") $(ARGS)
 
 bench-quality: .venv/bench-installed $(FASHION_MNIST) ## packs against in-batch mining (OMNIGLOT="A.zip B.zip"; 14 minutes; ARGS=--full: hours)
