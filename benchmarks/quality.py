@@ -29,6 +29,7 @@ from benchmarks.omniglot import merged
 from benchmarks.table import Row, finish, show
 from pipeline import ingest, mine, records, selection
 from pipeline.embed import Embedder
+from pipeline.rounds import MINE
 from trainer import train
 from trainer.evaluate import retrieval
 
@@ -68,7 +69,7 @@ ONLINE = Recipe(name="in-batch, best margin", online=(*RATE, "--margin", "1.0"))
 # The best of what was tried, with splits 0 to 2 and seeds 0 and 1.
 OFFLINE = Recipe(
     name="packs with stored rows", online=ONLINE.online, warmup=0.4, rounds=lambda passes: 2, rows=4,
-    mine=("--margin", "1.0", "--pack_rows", "32", "--fill", "2", "--pack_pick", "nearest"),
+    mine=tuple(MINE.split()),
     train=(*RATE, "--stored_rows", "100000", "--decay_rounds", "2"),
 )  # fmt: skip
 PLAIN = Recipe(
@@ -269,6 +270,7 @@ def table(of_seed: dict[int, Data], names: list[str], passes: int) -> tuple[dict
             add(name, run(RECIPES[name], data, equal, seed, "eval"))
         counted = packs_run["passes"] + packs_run["mined"] * FORWARD
         add("online-counted", run(RECIPES["online"], data, round(counted), seed, "eval"))
+
     def minus(one: str, other: str, bound: float | None, what: str = "") -> Row:
         gaps = [a["map_at_r"] - b["map_at_r"] for a, b in zip(runs[one], runs[other], strict=True)]
         each = ", ".join(f"{gap:+.3f}" for gap in gaps)

@@ -47,6 +47,8 @@ COLLAPSED, COLLAPSE_ROWS = 0.99, 4096  # a mean of so many embeddings that is as
 FILL = 4  # rows of a class in a pack, unless told otherwise
 SLICE_ROWS = 2048  # of packs that a thread fills and serialises at a time: only speed
 
+_loaded: dict[str, Any] = {}  # the checkpoint's model by its digest, where the launcher's process embeds too
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -136,9 +138,6 @@ class Columns:
             while self._bytes > CACHE_BYTES and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].embedding.nbytes
         return block
-
-
-_loaded: dict[str, Any] = {}  # the checkpoint's model by its digest, where the launcher's process embeds too
 
 
 def save_arrays(path: Path, **arrays: np.ndarray | None) -> None:

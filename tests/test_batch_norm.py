@@ -1,12 +1,14 @@
 """The fused kernel against Keras' own batch normalisation."""
 
+import shutil
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from pipeline import records
+from pipeline import mine, records
 from pipeline.batch_norm import fused
+from trainer import train
 
 tf = records.import_tensorflow()
 import keras  # noqa: E402
@@ -89,3 +91,17 @@ def test_a_layer_that_is_not_trained_keeps_its_statistics():
         np.testing.assert_allclose(one, other, rtol=1e-4)
     for one, before in zip(found[-4:], layer_between((5, 4, 3)).get_weights(), strict=True):
         np.testing.assert_array_equal(one, before)
+
+
+def test_warm_up_mining_and_training_take_the_kernel(digits, tmp_path, monkeypatch):
+    run, taken, kernel = shutil.copytree(digits, tmp_path / "run"), set(), tf.compat.v1.nn.fused_batch_norm
+
+    def counted(*given, is_training, **named):
+        taken.add(is_training)
+        return kernel(*given, is_training=is_training, **named)
+
+    monkeypatch.setattr(tf.compat.v1.nn, "fused_batch_norm", counted)
+    for command, flags, learns in ((train, ["--online", "--steps", "1"], True), (mine, [], False), (train, [], True)):
+        assert command.main(["--run_dir", str(run), *flags]) == 0
+        assert taken == {learns}
+        taken.clear()

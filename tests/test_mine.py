@@ -15,7 +15,7 @@ from conftest import command, read_packs
 from scipy.stats import kstest
 from test_ingest import write_images
 
-from pipeline import ingest, job, mine, records, selection
+from pipeline import embed, ingest, job, mine, records, selection
 from pipeline.embed import Embedder
 from pipeline.pool import Pool
 from pipeline.records import InputError
@@ -437,3 +437,11 @@ def test_a_round_of_a_version_without_fill_is_known_again(mined, tmp_path, capsy
     assert "round 0 is mined already; nothing to do" in capsys.readouterr().out
     with pytest.raises(InputError, match="mined already with fill 4, asked for 2"):
         mine.main(["--run_dir", str(run), "--fill", "2"])
+
+
+def test_in_one_process_the_checkpoint_is_loaded_once(digits, tmp_path, monkeypatch):
+    run, loaded, load = shutil.copytree(digits, tmp_path / "run"), [], records.load_checkpoint
+    for module in (records, embed):
+        monkeypatch.setattr(module, "load_checkpoint", lambda path: loaded.append(path) or load(path))
+    assert mine.main(["--run_dir", str(run)]) == 0
+    assert loaded == [records.checkpoint_path(run, 0)] and not mine._loaded

@@ -1,6 +1,8 @@
 """Selection against loops over every row, whatever the tiles, threads, blocks and order of merging."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -325,3 +327,16 @@ def test_grid_distances_are_exact_in_float32():
     for tile in (1, 3, 100, 500):
         for start in range(0, 500, tile):
             np.testing.assert_array_equal(vectors[start : start + tile] @ vectors.T, exact[start : start + tile])
+
+
+def test_the_blas_of_the_scan_is_limited_and_comes_without_the_rest_of_scipy():
+    code = """
+import sys, numpy as np
+from pipeline import selection
+assert "scipy.linalg" not in sys.modules
+paths = {one["filepath"] for one in selection._blas.info()}
+selection.mine_arrays(np.random.default_rng(0).normal(size=(50, 8)), np.arange(50) % 5, selection.Rule(pick="nearest"))
+from threadpoolctl import threadpool_info
+assert paths == {one["filepath"] for one in threadpool_info() if one["user_api"] == "blas"}, "loaded too late"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
