@@ -28,7 +28,7 @@ from apache_beam.utils import shared
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
-from pipeline import command, examples, job, packs, records, selection, storage
+from pipeline import command, examples, job, packs, records, selection, spread, storage
 from pipeline.embed import Embedder, divide_cores
 from pipeline.examples import Column, Strings
 from pipeline.pool import Pool
@@ -38,6 +38,7 @@ from pipeline.selection import ANCHOR_BLOCK, Block, Found, Pairs, Rule, Triplets
 
 ITEM_BLOCKS = 8  # anchor blocks of a work item
 ITEM_COLUMNS = 64  # column blocks of a work item, for `nearest`
+GROUP_ROWS = 1 << 16  # rows whose groups are looked for at a time, in whole classes
 SHARD_PAIRS = (4096, 26_000)  # anchor-positive pairs of a triplet shard: in small rounds, and in the largest
 CACHE_BYTES = 256 << 20  # column blocks kept per process, and as much of payload
 SCOPE_KINDS = [f"{scope}/{kind}" for scope in records.SCOPES for kind in selection.KINDS]
@@ -45,6 +46,7 @@ PACK_COUNTS = ("packs", "rows", "pack_skipped", "pack_guarded", *SCOPE_KINDS)  #
 PAYLOAD_BYTES = 64 << 20  # payload held at a time while shards are written, if their packs are not larger
 COLLAPSED, COLLAPSE_ROWS = 0.99, 4096  # a mean of so many embeddings that is as long: they lie together
 FILL = 4  # rows of a class in a pack, unless told otherwise
+PACKS = ("triplets", "spread")
 SLICE_ROWS = 2048  # of packs that a thread fills and serialises at a time: only speed
 
 _loaded: dict[str, Any] = {}  # the checkpoint's model by its digest, where the launcher's process embeds too
@@ -59,6 +61,7 @@ class Job:
     rule: Rule
     pack_rows: int = 128
     fill: int = FILL  # rows that each class in a pack is filled to
+    packs: str = "triplets"  # what packs begin with; or `spread`: see there
     pack_pick: str | None = None  # the rule's pick for triplets inside the packs; None: as over the corpus
     anchors: int | None = None  # that many anchors; None: every row
     class_pool: int | None = None  # this round sees that many classes; None: all
@@ -68,6 +71,8 @@ class Job:
 
     def __post_init__(self) -> None:
         packs.check(self.pack_rows, self.fill)
+        if self.packs not in PACKS:
+            raise ValueError(f"packs must be {' or '.join(PACKS)}; found {self.packs!r}")
         for name in ("anchors", "class_pool", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; found {getattr(self, name)}")
@@ -103,8 +108,8 @@ class Job:
         """What shapes the result, as the manifest has it."""
         rule = asdict(self.rule)
         del rule["round"]
-        return {**rule, "shares": dict(self.rule.shares), "pack_rows": self.pack_rows, "fill": self.fill,
-                "pack_pick": self.pack_rule.pick, "anchors": self.anchors, "class_pool": self.class_pool}  # fmt: skip
+        rule |= {"shares": dict(self.rule.shares), "pack_pick": self.pack_rule.pick}
+        return rule | {name: getattr(self, name) for name in ("packs", "pack_rows", "fill", "anchors", "class_pool")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,18 +503,21 @@ class WritePacks(_SideBySide):
         super().stop()
         self.one_blas_thread.restore_original_limits()
 
-    def process(self, element: tuple[int, Any]) -> Iterator[Written]:
+    def process(self, element: tuple[int, Any], *_: Any) -> Iterator[Written]:
         # The parts are read here: a runner may fetch them as they are asked for, for the bundle's own thread only.
         number, parts = element
         yield from super().process((number, Triplets.concatenate([Triplets.none(), *parts])))
 
-    def work(self, element: tuple[int, Triplets]) -> tuple[Written, int]:
-        number, triplets = element
+    def whole(self, number: int, triplets: Triplets) -> Packs:
+        """The packs of a shard."""
         rule, split = self.job.rule, self.pool.split
         triplets = triplets.take(packs.hash_order(rule, triplets))
         own, other = split.class_ranges(triplets.anchor), split.class_ranges(triplets.negative)
         rows, row_starts, starts = packs.assemble(rule, triplets, own, other, self.job.pack_rows, self.job.fill, number)
-        whole = Packs(shard=str(number), rows=rows, starts=row_starts, triplets=triplets, triplet_starts=starts)
+        return Packs(shard=str(number), rows=rows, starts=row_starts, triplets=triplets, triplet_starts=starts)
+
+    def work(self, element: tuple[int, Triplets]) -> tuple[Written, int]:
+        number, whole = element[0], self.whole(*element)
         most, counts = 0, np.zeros(len(PACK_COUNTS), np.int64)
 
         def serialised() -> Iterator[tuple[np.ndarray, int]]:
@@ -526,6 +534,64 @@ class WritePacks(_SideBySide):
         return (number, entry, counts.tolist()), entry["records"]
 
 
+class GroupRows(_Step):
+    """Number of a run of classes -> the same number, its groups of rows and its classes' means written."""
+
+    def process(self, number: int, embedded: int) -> Iterator[int]:
+        pool, started = self.pool, time.monotonic()
+        if embedded != len(pool.split.shards):
+            raise RuntimeError(f"{embedded} corpus shards were embedded, expected {len(pool.split.shards)}")
+        rows = pool.row(np.arange(*pool.class_runs(GROUP_ROWS)[number : number + 2]))
+        block, label = pool.block(rows), pool.split.class_of(rows)
+        groups = spread.group_rows(self.job.rule, block, label, self.job.fill)
+        first = np.flatnonzero(np.diff(label, prepend=-1))
+        sums = np.add.reduceat(block.embedding, first, axis=0, dtype=np.float64)
+        means = sums / np.diff(first, append=len(label))[:, None]
+        save_arrays(self.job.work / "groups" / f"{number:06d}.npz", **vars(groups), means=means)
+        job.count("group", "rows", len(rows), started)
+        yield number
+
+
+class DealGroups(_Step):
+    """Any element -> the round's counts, once all groups are there: the rows of all packs are written."""
+
+    def process(self, _: Any, grouped: int) -> Iterator[dict[str, int]]:
+        pool, job_ = self.pool, self.job
+        parts, means = [], []
+        for number in range(len(pool.class_runs(GROUP_ROWS)) - 1):
+            arrays = records.read_arrays(job_.work / "groups" / f"{number:06d}.npz")
+            means.append(arrays.pop("means"))
+            parts.append(spread.Groups(**arrays))
+        if len(parts) != grouped:
+            raise RuntimeError(f"the groups of {grouped} runs of classes were written, expected {len(parts)}")
+        groups = spread.Groups.concatenate(parts)
+        place = spread.order_classes(np.concatenate(means), job_.pack_rows // job_.fill)
+        place = place[np.searchsorted(pool.classes, groups.label)]
+        rows, starts = spread.deal(job_.rule, groups, place, job_.pack_rows, job_.fill)
+        there = len(np.unique(rows))
+        if job_.anchors is not None:
+            starts = starts[: max(2, int(np.searchsorted(starts, job_.anchors, "right")))]
+        storage.write_atomically(job_.work / "pack-rows.npy", lambda path: np.save(path, rows[: starts[-1]]))
+        storage.write_atomically(job_.work / "pack-starts.npy", lambda path: np.save(path, starts))
+        lone = pool.rows - len(np.unique(groups.row))
+        counts = {"anchors_without_positive": lone, "rows_in_packs_of_one_class": pool.rows - lone - there}
+        yield {"pairs": 0, "fallback": 0, "guarded": 0, **counts}
+
+
+class WriteSpread(WritePacks):
+    """(triplet shard, nothing) -> manifest entry with counts: the shard's share of the packs that were dealt."""
+
+    def whole(self, number: int, triplets: Triplets) -> Packs:
+        starts = records.open_array(self.job.work / "pack-starts.npy")
+        first, last = (n * (len(starts) - 1) // self.shards for n in (number, number + 1))
+        starts = np.array(starts[first : last + 1])
+        rows = np.array(records.open_array(self.job.work / "pack-rows.npy")[starts[0] : starts[-1]])
+        return Packs(
+            shard=str(number), rows=rows, starts=starts - starts[0], triplets=triplets,
+            triplet_starts=np.zeros(len(starts), np.int64),
+        )  # fmt: skip
+
+
 def _sum_counts(counts: Any) -> dict[str, int]:
     total: dict[str, int] = {}
     for entry in counts:
@@ -537,17 +603,24 @@ def _sum_counts(counts: Any) -> dict[str, int]:
 # ---- The graph. ----
 
 
+def embedded(pipeline: beam.Pipeline, job_: Job, corpus_shards: int) -> Any:
+    """A PCollection of the corpus shards' numbers, each once its embeddings are written."""
+    return (
+        pipeline
+        | "Count corpus shards" >> beam.Create([corpus_shards])
+        | "List corpus shards" >> beam.FlatMap(lambda count: range(count))
+        | "Spread shards" >> beam.Reshuffle()
+        | "Embed" >> beam.ParDo(EmbedShard(job_))
+    )
+
+
 def graph(pipeline: beam.Pipeline, job_: Job, anchors: int, blocks: int, corpus_shards: int, shards: int) -> None:
     """From corpus shards and a checkpoint to triplet shards and their manifest, which is written last.
 
     Workers count for themselves: lists of a large round would not fit into the graph that goes to an engine.
     """
     dealt = (
-        pipeline
-        | "Count corpus shards" >> beam.Create([corpus_shards])
-        | "List corpus shards" >> beam.FlatMap(lambda count: range(count))
-        | "Spread shards" >> beam.Reshuffle()
-        | "Embed" >> beam.ParDo(EmbedShard(job_))  # shard
+        embedded(pipeline, job_, corpus_shards)
         | "Deal" >> beam.ParDo(DealColumns(job_))  # (column block, Block)
         | "Gather columns" >> beam.GroupByKey()
         | "Write columns" >> beam.ParDo(WriteColumns(job_))  # column block
@@ -578,15 +651,44 @@ def graph(pipeline: beam.Pipeline, job_: Job, anchors: int, blocks: int, corpus_
     )
 
 
+def spread_graph(pipeline: beam.Pipeline, job_: Job, runs: int, corpus_shards: int, shards: int) -> None:
+    """The same for `--packs spread`: nothing is scanned. runs: of classes, see GroupRows."""
+    count = embedded(pipeline, job_, corpus_shards) | "Count embedded" >> beam.combiners.Count.Globally()
+    grouped = (
+        pipeline
+        | "Count runs" >> beam.Create([runs])
+        | "List runs" >> beam.FlatMap(lambda count: range(count))
+        | "Spread runs" >> beam.Reshuffle()
+        | "Group" >> beam.ParDo(GroupRows(job_), beam.pvalue.AsSingleton(count))  # number of the run
+        | "Count groups" >> beam.combiners.Count.Globally()
+    )
+    counts = beam.pvalue.AsSingleton(
+        pipeline
+        | "One deal" >> beam.Create([None])
+        | "Deal groups" >> beam.ParDo(DealGroups(job_), beam.pvalue.AsSingleton(grouped))
+    )
+    (
+        pipeline
+        | "Count triplet shards" >> beam.Create([shards])
+        | "List triplet shards" >> beam.FlatMap(lambda count: ((n, ()) for n in range(count)))
+        | "Spread triplet shards" >> beam.Reshuffle()
+        | "Write packs" >> beam.ParDo(WriteSpread(job_, shards), counts)  # (triplet shard, entry, counts)
+        | "Gather entries" >> beam.combiners.ToList()
+        | "Commit" >> beam.Map(commit, counts, job_)
+    )
+
+
 def commit(written: list[Written], counts: dict[str, int], job_: Job) -> None:
     """Writes triplets.json: from here on the round is mined."""
     written = sorted(written, key=lambda entry: entry[0])
     packed = dict(zip(PACK_COUNTS, np.sum([entry[2] for entry in written], axis=0).tolist(), strict=True))
-    if not packed["packs"]:
+    triplets = {scope: {kind: packed[f"{scope}/{kind}"] for kind in selection.KINDS} for scope in records.SCOPES}
+    made = sum(sum(kinds.values()) for kinds in triplets.values())
+    if not made:
         pool = job_.open_pool()
         norm = np.linalg.norm(pool.embeddings(pool.row(np.arange(min(pool.rows, COLLAPSE_ROWS)))).mean(axis=0))
         raise InputError(
-            f"round {job_.round} has no triplet, out of {counts['pairs']} pairs: {counts}. "
+            f"round {job_.round} has no triplet, out of {counts['pairs'] + packed['pack_skipped']} pairs: {counts}. "
             + (
                 f"All embeddings lie together (their mean has norm {norm:.3f}): start from other weights, or warm up "
                 f"with another --learning_rate, in a new --run_dir."
@@ -597,7 +699,6 @@ def commit(written: list[Written], counts: dict[str, int], job_: Job) -> None:
         )
     corpus = records.open_corpus(job_.run_dir)
     shards = [entry[1] for entry in written]
-    triplets = {scope: {kind: packed[f"{scope}/{kind}"] for kind in selection.KINDS} for scope in records.SCOPES}
     fixed = ("pairs", "fallback", "guarded")
     manifest = {
         "format": records.TRIPLETS_FORMAT,
@@ -618,7 +719,7 @@ def commit(written: list[Written], counts: dict[str, int], job_: Job) -> None:
         "pack_rows": job_.pack_rows,
         "packs": packed["packs"],
         "rows": packed["rows"],
-        "triplets": sum(sum(kinds.values()) for kinds in triplets.values()),
+        "triplets": made,
         "counts": triplets,
         "pairs": {"corpus": counts["pairs"]},
         "fallback": counts["fallback"],
@@ -679,18 +780,27 @@ def mine(job_: Job, options: Any) -> tuple[dict[str, Any], list[job.Worked]]:
             f"--class_pool, or ingest a source with two classes or more into a new --run_dir."
         )
     clear_leftovers(job_)
-    anchors = draw_anchors(job_, pool)
-    storage.write_atomically(job_.work / "anchors.npy", lambda path: np.save(path, anchors))
-    shards = triplet_shards(len(anchors) * job_.rule.positives)
-    corpus_shards, blocks = len(pool.split.shards), selection.column_blocks(pool.rows)
-    items = sum(1 for _ in work_items(job_, len(anchors), blocks))
-    with live(
-        Stage("embed", "shards", corpus_shards, lambda: job.count_files(job_.embeddings, ".npy")),
-        Stage("columns", "blocks", blocks, lambda: job.count_files(job_.work / "columns", ".npz")),
-        Stage("scan", "work items", items, lambda: job.count_files(job_.work / "found", ".npz")),
-        Stage("write", "shards", shards, lambda: job.count_files(job_.directory / "triplets", ".tfrecord")),
-    ):
-        worked = job.run(options, lambda pipeline: graph(pipeline, job_, len(anchors), blocks, corpus_shards, shards))
+    corpus_shards = len(pool.split.shards)
+    stages = [Stage("embed", "shards", corpus_shards, lambda: job.count_files(job_.embeddings, ".npy"))]
+    if job_.packs == "spread":
+        shards, runs = triplet_shards(min(job_.anchors or pool.rows, pool.rows)), len(pool.class_runs(GROUP_ROWS)) - 1
+        stages.append(Stage("group", "runs", runs, lambda: job.count_files(job_.work / "groups", ".npz")))
+        build = functools.partial(spread_graph, job_=job_, runs=runs, corpus_shards=corpus_shards, shards=shards)
+    else:
+        anchors, blocks = draw_anchors(job_, pool), selection.column_blocks(pool.rows)
+        storage.write_atomically(job_.work / "anchors.npy", lambda path: np.save(path, anchors))
+        shards = triplet_shards(len(anchors) * job_.rule.positives)
+        items = sum(1 for _ in work_items(job_, len(anchors), blocks))
+        stages += [
+            Stage("columns", "blocks", blocks, lambda: job.count_files(job_.work / "columns", ".npz")),
+            Stage("scan", "work items", items, lambda: job.count_files(job_.work / "found", ".npz")),
+        ]
+        build = functools.partial(
+            graph, job_=job_, anchors=len(anchors), blocks=blocks, corpus_shards=corpus_shards, shards=shards
+        )
+    stages.append(Stage("write", "shards", shards, lambda: job.count_files(job_.directory / "triplets", ".tfrecord")))
+    with live(*stages):
+        worked = job.run(options, build)
     storage.remove(job_.directory / "work")
     manifest = records.read_json(job_.directory / "triplets" / "triplets.json", records.TRIPLETS_FORMAT)
     records.write_json(
@@ -750,8 +860,12 @@ def main(argv: list[str]) -> int:
     guards.add_argument("--min_negative_distance", type=float, default=0.0, help="leave out d_an below it (0: off)")
     guards.add_argument("--min_negative_ratio", type=float, default=0.0, help="leave out d_an < ratio * d_ap (0: off)")
     work = parser.add_argument_group("how much work")
-    work.add_argument("--anchors", type=int, help="this many anchors (all)")
+    work.add_argument("--anchors", type=int, help="this many anchors; with --packs spread, rows (all)")
     work.add_argument("--class_pool", type=int, help="this round embeds and sees this many classes (all)")
+    work.add_argument(
+        "--packs", default="triplets", choices=PACKS,
+        help="begin with triplets over the corpus; or spread: every row once, pairs and classes far apart (triplets)",
+    )  # fmt: skip
     work.add_argument("--pack_rows", type=int, default=128, help="rows a record holds; 3: lone triplets (128)")
     work.add_argument("--fill", type=int, help="rows that each class in a record is filled to (4)")
     work.add_argument("--threads", type=int, help="of a worker, in all that it does (as many as it has cores)")
@@ -777,12 +891,17 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
     run_dir = arguments.run_dir
     number = records.newest_round(run_dir, records.checkpoint_path)
     assert number is not None, "main has seen to a first checkpoint"
-    for name in ("fill", "pack_pick"):
-        if getattr(arguments, name) is not None and arguments.pack_rows == packs.LONE:
+    for name in ("fill", "pack_pick", "packs"):
+        if getattr(arguments, name) not in (None, "triplets") and arguments.pack_rows == packs.LONE:
             raise InputError(
                 f"--{name} does nothing for lone triplets (--pack_rows {packs.LONE}); leave one out. "
                 "pipeline.rounds gives it unless told --plain."
             )
+    if arguments.positives > 1 and arguments.packs == "spread":
+        raise InputError(
+            f"--packs spread takes no --positives; found {arguments.positives}. Leave it out, or add --packs triplets: "
+            "pipeline.rounds gives the former unless told --plain."
+        )
     arguments.fill = FILL if arguments.fill is None else arguments.fill
     try:
         rule = Rule(
@@ -795,7 +914,7 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
             run_dir=run_dir.absolute(), round=number, rule=rule, corpus_fingerprint=corpus.fingerprint,
             checkpoint_digest=records.checkpoint_digest(model),
             **{name: getattr(arguments, name) for name in (
-                "pack_rows", "fill", "pack_pick", "anchors", "class_pool", "threads")},
+                "packs", "pack_rows", "fill", "pack_pick", "anchors", "class_pool", "threads")},
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -822,7 +941,7 @@ def already_mined(job_: Job, corpus: Corpus) -> int:
     manifest = records.open_triplets(job_.run_dir, job_.round, corpus)
     directory = records.manifest_path(job_.run_dir, job_.round).parent
     there = manifest["options"]
-    there = {"fill": FILL, "pack_pick": there["pick"], **there}  # those of earlier versions
+    there = {"packs": "triplets", "fill": FILL, "pack_pick": there["pick"], **there}  # those of earlier versions
     asked = json.loads(json.dumps(job_.options()))
     for name, found, expected in (
         ("checkpoint", manifest["checkpoint_digest"][:12], job_.checkpoint_digest[:12]),

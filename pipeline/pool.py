@@ -35,6 +35,11 @@ class Pool:
         """Of the embeddings."""
         return int(records.open_array(self.embedding_path(0)).shape[1])
 
+    def class_runs(self, rows: int) -> np.ndarray:
+        """int64 [runs + 1]: cuts the pool into runs of whole classes, of about so many rows each, by position."""
+        cuts = np.searchsorted(self._first, np.arange(0, self.rows, rows))
+        return np.unique(np.append(self._first[cuts], self.rows))
+
     def position(self, rows: np.ndarray) -> np.ndarray:
         """int64 [n]: a row's place among the pool's rows; for a row outside, that of the next inside."""
         if self.rows == self.split.rows:

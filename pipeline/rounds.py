@@ -29,7 +29,7 @@ from pipeline.records import InputError
 from pipeline.worker import Worker
 
 WARM_UP = "--epochs 2"
-MINE = "--margin 1.0 --pack_rows 32 --fill 2 --pack_pick nearest"
+MINE = "--packs spread --margin 1.0 --pack_rows 32 --fill 2 --pack_pick nearest"
 TRAIN = "--stored_rows 10000"
 BEST_FORMAT = "triplet-miner-best/1"
 COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out

@@ -119,7 +119,11 @@ def triplet_batches(
         triplets = tf.cast(tf.stack(sides, axis=1), tf.int32)
         rows = batch_rows if pad else tf.shape(inputs)[0]
         inputs, real = padded(inputs, rows)
-        triplets, valid = padded(triplets, most if pad else tf.shape(triplets)[0])
+        valid = tf.ones_like(triplets[:, 0], tf.float32)
+        if pad:  # with triplets of the first row alone
+            rest = most - tf.shape(triplets)[0]
+            triplets, valid = tf.pad(triplets, [[0, rest], [0, 0]]), tf.pad(valid, [[0, rest]])
+            triplets, valid = tf.ensure_shape(triplets, (most, 3)), tf.ensure_shape(valid, (most,))
         batch = {"inputs": inputs, "real": real, "triplets": triplets, "valid": valid}
         return batch | (stored.of_batch(pack["row"].values, rows) if stored else {})
 

@@ -103,7 +103,8 @@ class Step:
         counts = [float(tf.reduce_sum(batch["valid"])) for batch in batches]
         missing = replicas - len(batches)  # at the end of an epoch: a batch again, with no weight
         batches = batches + [batches[-1]] * missing
-        shares = [count / sum(counts) for count in counts] + [0.0] * missing
+        total = sum(counts)  # 0 where packs have no triplets of their own: then all weigh the same
+        shares = [count / total if total else 1 / len(counts) for count in counts] + [0.0] * missing
         if replicas == 1:
             return self._on_all(batches[0], tf.constant(shares[0]))
 
@@ -128,7 +129,7 @@ class Step:
             total += float(tf.reduce_sum(batch["valid"]))
         for variable, value in zip(self._model.non_trainable_variables, state, strict=True):
             variable.assign(value)
-        return active / total
+        return active / max(total, 1.0)
 
 
 def _stored_rows_loss(embeddings: Any, batch: dict[str, Any]) -> Any:

@@ -381,7 +381,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
                     progress["seconds"] = time.time() - started
                     with log.as_default(step=steps_before + progress["step"]):
                         tf.summary.scalar("loss", values[0])
-                        tf.summary.scalar("active_share", values[1] / triplets)
+                        tf.summary.scalar("active_share", values[1] / max(triplets, 1))
                         if stored:
                             tf.summary.scalar("stored_rows_loss", values[4])
                         tf.summary.scalar("staleness", stale + progress["step"] - 1)
