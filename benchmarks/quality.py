@@ -27,9 +27,10 @@ import numpy as np
 
 from benchmarks.omniglot import merged
 from benchmarks.table import Row, finish, show
-from pipeline import ingest, mine, records, selection
+from pipeline import ingest, mine, records, selection, spread
 from pipeline.embed import Embedder
-from pipeline.rounds import MINE
+from pipeline.pool import Pool
+from pipeline.rounds import MINE, TRAIN
 from trainer import train
 from trainer.evaluate import retrieval
 
@@ -44,9 +45,10 @@ PICTURE = Path(__file__).parent.parent / "docs" / "quality.png"
 class Recipe:
     """warmup: share of the passes that are in-batch. online, mine, train: flags of the commands.
 
-    rounds: how many, of so many passes in all; None for in-batch only. rows: that a corpus triplet brings into a pack
-    at the most: its own class' and its negative's, or three. control: the rounds' packs are replaced by packs of
-    randomly drawn classes, without corpus triplets.
+    rounds: how many, of so many passes in all; None for in-batch only. rows: that one of `--anchors` brings into a pack
+    at the most: with corpus triplets its own class' and its negative's, or three. train: {rounds} is their number.
+    control: the rounds' packs are replaced by as many that no embedding has a part in: `random`, of randomly drawn
+    classes; or `even`, every row once in random company.
     """
 
     name: str
@@ -56,7 +58,7 @@ class Recipe:
     rows: int = 8
     mine: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
-    control: bool = False
+    control: str = ""
 
     def anchors(self, passes: int) -> int:
         """Of a round."""
@@ -68,20 +70,21 @@ RATE = ("--learning_rate", "0.003")
 ONLINE = Recipe(name="in-batch, best margin", online=(*RATE, "--margin", "1.0"))
 # The best of what was tried, with splits 0 to 2 and seeds 0 and 1.
 OFFLINE = Recipe(
-    name="packs with stored rows", online=ONLINE.online, warmup=0.4, rounds=lambda passes: 2, rows=4,
-    mine=tuple(MINE.split()),
-    train=(*RATE, "--stored_rows", "100000", "--decay_rounds", "2"),
+    name="packs with stored rows", online=ONLINE.online, warmup=0.24, rounds=lambda passes: passes // 16_000, rows=1,
+    mine=tuple(MINE.split()), train=(*TRAIN.split(), "--decay_rounds", "{rounds}"),
 )  # fmt: skip
 PLAIN = Recipe(
     name="packs, the triplet loss alone", online=ONLINE.online, warmup=0.5, rounds=lambda passes: passes // 16_000,
     train=RATE,
 )  # fmt: skip
+FULL_ONLY = ("plain-control", "lone")
 RECIPES = {
     "online": ONLINE,
     "packs": OFFLINE,
-    "control": replace(OFFLINE, name="packs of random classes with stored rows", control=True),
+    "control": replace(OFFLINE, name="packs of random classes with stored rows", control="random"),
+    "even": replace(OFFLINE, name="packs of each row once, at random, with stored rows", control="even"),
     "plain": PLAIN,
-    "plain-control": replace(PLAIN, name="packs of random classes, the triplet loss alone", control=True),
+    "plain-control": replace(PLAIN, name="packs of random classes, the triplet loss alone", control="random"),
     "lone": replace(PLAIN, name="lone triplets, the triplet loss alone", rows=3, mine=("--pack_rows", "3")),
 }
 
@@ -170,12 +173,13 @@ def run(recipe: Recipe, data: Data, passes: int, seed: int, split: str) -> dict[
         steps = max(1, round(recipe.warmup * passes / BATCH))
         quietly(train.main, *common, "--online", "--steps", steps, *recipe.online)
         done, mined, triplets, curve = steps * BATCH, 0, 0, []
-        for number in range(recipe.rounds(passes) if recipe.rounds else 0):
+        rounds = recipe.rounds(passes) if recipe.rounds else 0
+        for number in range(rounds):
             curve.append((done, evaluated(records.checkpoint_path(run_dir, number), data, split)))
             quietly(mine.main, *common, "--anchors", recipe.anchors(passes), *recipe.mine)
             if recipe.control:
-                random_packs(run_dir, number, seed)
-            quietly(train.main, *common, *recipe.train)
+                random_packs(run_dir, number, seed, recipe.control == "even")
+            quietly(train.main, *common, *(flag.format(rounds=rounds) for flag in recipe.train))
             told = json.loads((records.round_dir(run_dir, number) / "train" / "metrics.json").read_text())
             done += told["image_passes"]
             triplets += sum(epoch["triplets"] for epoch in told["epochs"])
@@ -189,10 +193,11 @@ def run(recipe: Recipe, data: Data, passes: int, seed: int, split: str) -> dict[
     }  # fmt: skip
 
 
-def random_packs(run_dir: Path, number: int, seed: int) -> None:
-    """Replaces a mined round's packs by as many of randomly drawn classes, no corpus triplets.
+def random_packs(run_dir: Path, number: int, seed: int, even: bool) -> None:
+    """Replaces a mined round's packs by as many of random rows, no corpus triplets.
 
-    Each class has as many rows as a pack is filled to, or more where there are too few classes to fill it.
+    even: every row once, as `spread` deals them when embeddings say nothing. Else of randomly drawn classes, each with
+    as many rows as a pack is filled to, or more where there are too few classes to fill it.
     """
     path = records.manifest_path(run_dir, number)
     manifest = records.read_json(path, records.TRIPLETS_FORMAT)
@@ -207,34 +212,52 @@ def random_packs(run_dir: Path, number: int, seed: int) -> None:
         checkpoint_digest=manifest["checkpoint_digest"],
     )  # fmt: skip
     pool = job.open_pool()
-    payload = mine.Payload(pool)
     rng = np.random.default_rng([seed, number])
+    drawn = (each_row_once if even else random_classes)(rule, pool, rng, options, manifest["packs"])
+    payload, shards, triplets = mine.Payload(pool), manifest["shards"], 0
+    for shard, entry in enumerate(shards):
+        some = drawn.take(*(n * len(drawn) // len(shards) for n in (shard, shard + 1)))
+        written = list(mine.serialised_packs(rule, pool, payload, some, True))
+        entry.update(records.write_framed(path.parent / entry["file"], [(part, len(n)) for part, n, _ in written]))
+        sizes = [int(n) for _, of_part, _ in written for n in of_part]
+        entry["max_pack_triplets"] = max(sizes, default=0)
+        triplets += sum(sizes)
+    digest = records.sha256_of_json([entry["sha256"] for entry in shards])
+    made = {"triplets": triplets, "packs": len(drawn), "rows": len(drawn.rows), "triplet_digest": digest}
+    records.write_json(path, {**manifest, **made})
+
+
+def random_classes(
+    rule: selection.Rule, pool: Pool, rng: np.random.Generator, options: dict[str, Any], packs: int
+) -> mine.Packs:
     first = pool.split.first_rows
     width = min(len(pool.split.labels), options["pack_rows"] // options["fill"])
     fill = options["pack_rows"] // width
     usable = np.flatnonzero(np.diff(first) >= fill)
-    made = rows = 0
-    for shard, entry in enumerate(manifest["shards"]):
-        count = manifest["packs"] // len(manifest["shards"]) + (shard < manifest["packs"] % len(manifest["shards"]))
-        if count == 0:
-            entry.update(records.write_records(path.parent / entry["file"], []), max_pack_triplets=0)
-            continue
-        classes = [rng.choice(usable, width, replace=False) for _ in range(count)]
-        row = np.concatenate(
-            [first[c] + rng.choice(first[c + 1] - first[c], fill, replace=False) for c in np.concatenate(classes)]
-        )
-        drawn = mine.Packs(
-            shard=f"control/{shard}", rows=row, starts=np.arange(count + 1) * fill * width,
-            triplets=selection.Triplets.none(), triplet_starts=np.zeros(count + 1, np.int64),
-        )  # fmt: skip
-        written = list(mine.serialised_packs(rule, pool, payload, drawn, True))
-        parts = [(part, len(sizes)) for part, sizes, _ in written]
-        entry.update(records.write_framed(path.parent / entry["file"], parts))
-        sizes = np.concatenate([part[1] for part in written])
-        entry["max_pack_triplets"] = int(sizes.max())
-        made, rows = made + int(sizes.sum()), rows + len(row)
-    digest = records.sha256_of_json([entry["sha256"] for entry in manifest["shards"]])
-    records.write_json(path, {**manifest, "triplets": made, "rows": rows, "triplet_digest": digest})
+    classes = [rng.choice(usable, width, replace=False) for _ in range(packs)]
+    rows = [first[c] + rng.choice(first[c + 1] - first[c], fill, replace=False) for c in np.concatenate(classes)]
+    return bare_packs(np.concatenate(rows), np.arange(packs + 1) * fill * width)
+
+
+def each_row_once(
+    rule: selection.Rule, pool: Pool, rng: np.random.Generator, options: dict[str, Any], packs: int
+) -> mine.Packs:
+    rows = pool.row(np.arange(pool.rows))
+    noise = selection.to_grid(rng.standard_normal((len(rows), 8)).astype(np.float32))
+    block = selection.Block(row=rows, embedding=noise)
+    groups = spread.group_rows(rule, block, pool.split.class_of(rows), options["fill"])
+    place = rng.permutation(len(pool.split.labels))[groups.label]
+    row, starts = spread.deal(rule, groups, place, options["pack_rows"], options["fill"])
+    starts = starts[: packs + 1]
+    return bare_packs(row[: starts[-1]], starts)
+
+
+def bare_packs(rows: np.ndarray, starts: np.ndarray) -> mine.Packs:
+    """Without corpus triplets."""
+    none = np.zeros(len(starts), np.int64)
+    return mine.Packs(
+        shard="control", rows=rows, starts=starts, triplets=selection.Triplets.none(), triplet_starts=none
+    )
 
 
 # ---- The table. ----
@@ -280,12 +303,11 @@ def table(of_seed: dict[int, Data], names: list[str], passes: int) -> tuple[dict
     rows = [
         minus("packs", "online", 0.02, "the best in-batch rule, equal passes"),
         minus("packs", "control", 0.01),
+        minus("packs", "even", None),
         minus("packs", "online-counted", 0.0, "in-batch, mining's passes counted"),
-        minus("plain", "plain-control", None),
         minus("plain", "online", None, "the best in-batch rule, equal passes"),
     ]
-    if "lone" in names:
-        rows.append(minus("plain", "lone", None))
+    rows += [minus("plain", name, None) for name in FULL_ONLY if name in names]
     return {name: summary(found) for name, found in runs.items() if found}, rows
 
 
@@ -323,7 +345,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--omniglot", nargs="+", required=True, help="folders of alphabets, or zips of such")
     parser.add_argument("--fashion_mnist", required=True, help="directory of the four IDX files")
-    parser.add_argument("--full", action="store_true", help="128,000 passes, lone triplets, each seed on Fashion-MNIST")
+    parser.add_argument("--full", action="store_true", help="128,000 passes, all recipes, each seed on Fashion-MNIST")
     parser.add_argument("--tune", action="store_true", help="only print the validation MAP@R of settings")
     arguments = parser.parse_args()
     passes = 128_000 if arguments.full else 48_000
@@ -332,7 +354,7 @@ def main() -> int:
         if arguments.tune:
             tune(omniglot(arguments.omniglot, scratch / "tuning", TUNING_SPLIT), passes)
             return 0
-        names = [name for name in RECIPES if arguments.full or name != "lone"]
+        names = [name for name in RECIPES if arguments.full or name not in FULL_ONLY]
         each = {seed: omniglot(arguments.omniglot, scratch / f"split-{n}", n) for seed, n in SPLITS.items()}
         found, rows = table(each, names, passes)
         draw(found, next(iter(each.values())), passes)

@@ -9,9 +9,9 @@ checkpoint, and checkpoints that it does not get to are skipped. All that they t
 process mines on half of the cores, and before it does, evaluates what was trained: --patience and a collapse end the
 rounds as many rounds later as are trained while one set is mined.
 
-The flags MINE and TRAIN add stored rows to the triplet loss, and with them small packs and batches, after the warm-up
-WARM_UP: README measures what they bring. Flags that are given come after them, and win; --plain leaves all commands to
-their own defaults, the plain triplet loss.
+The flags WARM_UP, MINE and TRAIN add stored rows to the triplet loss, and small packs that are spread over the corpus:
+README measures what they bring. Flags that are given come after them, and win; --plain leaves all commands to their own
+defaults, the plain triplet loss.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from pipeline import command, records, storage
 from pipeline.records import InputError
 from pipeline.worker import Worker
 
-WARM_UP = "--epochs 2"
+WARM_UP = "--margin 1.0"
 MINE = "--packs spread --margin 1.0 --pack_rows 32 --fill 2 --pack_pick nearest"
-TRAIN = "--stored_rows 10000"
+TRAIN = "--stored_rows 10000 --learning_rate 0.003 --decay_rounds 3"
 BEST_FORMAT = "triplet-miner-best/1"
 COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out
 YOUNG = 1  # rounds whose embeddings may still lie together
@@ -47,11 +47,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--patience", type=int, help="end after so many rounds without a better validation MAP@R")
     parser.add_argument("--overlap", action="store_true", help="mine and train side by side")
     parser.add_argument(
-        "--warmup_steps", type=int, help="in-batch steps before round 0 (two passes over the train split; 0: none)"
+        "--warmup_steps", type=int, help="in-batch steps before round 0 (a pass over the train split; 0: none)"
     )
-    parser.add_argument(
-        "--plain", action="store_true", help=f"without {MINE}, {TRAIN}: the plain triplet loss, after one pass"
-    )
+    parser.add_argument("--plain", action="store_true", help="the plain triplet loss: all commands' own defaults")
     parser.add_argument("--mine", default="", metavar="FLAGS", help="for pipeline.mine: --mine='--anchors 5000'")
     parser.add_argument("--train", default="", metavar="FLAGS", help="for trainer.train: --train='--epochs 2'")
     command.add_options(parser)
@@ -128,9 +126,10 @@ class Rounds:
     def warm_up(self) -> list[str]:
         """The trainer's flags for round 0's checkpoint."""
         steps = self.arguments.warmup_steps
-        if steps is None:
-            return ["--online", *shlex.split("" if self.arguments.plain else WARM_UP)]
-        return ["--online", "--steps", str(steps)] if steps else ["--init"]
+        if steps == 0:
+            return ["--init"]
+        flags = shlex.split("" if self.arguments.plain else WARM_UP)
+        return ["--online", *flags, *(["--steps", str(steps)] if steps else [])]
 
     def in_turn(self, numbers: range) -> int:
         """Returns the last round that was trained."""

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import peers, publish, quality
 from benchmarks.table import Row
-from pipeline import mine, records
+from pipeline import mine, records, rounds
 from tests import oracle
 from trainer import train
 
@@ -44,10 +44,11 @@ def test_triplets_are_judged_by_the_definitions():
     assert found["hard"] == pytest.approx((other & (d_an <= d_ap)).mean(), abs=0.003)
 
 
-def test_the_control_has_no_corpus_triplets_and_trains(fresh_run):
-    assert mine.main(["--run_dir", str(fresh_run), "--anchors", "200"]) == 0
+@pytest.mark.parametrize("even", [False, True])
+def test_the_control_has_no_corpus_triplets_and_trains(fresh_run, even):
+    assert mine.main(["--run_dir", str(fresh_run), *rounds.MINE.split()]) == 0
     before = records.open_triplets(fresh_run, 0, records.open_corpus(fresh_run))
-    quality.random_packs(fresh_run, 0, seed=0)
+    quality.random_packs(fresh_run, 0, seed=0, even=even)
     after = records.open_triplets(fresh_run, 0, records.open_corpus(fresh_run))
     assert after["packs"] == before["packs"] and after["triplet_digest"] != before["triplet_digest"]
     found = [
@@ -56,6 +57,10 @@ def test_the_control_has_no_corpus_triplets_and_trains(fresh_run):
         for record in records.read_records(records.manifest_path(fresh_run, 0).parent / shard["file"])
     ]
     assert sum(len(pack["anchor"]) for pack in found) == after["triplets"] > 0
+    rows = np.concatenate([pack["row"] for pack in found])
+    assert len(rows) == after["rows"]
+    often = np.bincount(rows)
+    assert (often.min(), often.mean() < 1.02) == (1, True) if even else often.max() > 2
     for pack in found:
         assert set(pack["scope"]) == {records.SCOPES.index("pack")}
         label = np.array(pack["label"])

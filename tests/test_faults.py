@@ -59,7 +59,8 @@ def test_a_signal_ends_training_with_its_state_and_it_goes_on(mined, tmp_path, n
 
 def test_sigterm_reaches_the_workers_of_rounds(digits, tmp_path):
     run = faults.shutil.copytree(digits, tmp_path / "run")
-    call = [sys.executable, "-m", "pipeline.rounds", "--run_dir", str(run), "--rounds", "1", "--mine=--positives 4"]
+    more = ["--rounds", "1", "--mine=--packs triplets --positives 4"]
+    call = [sys.executable, "-m", "pipeline.rounds", "--run_dir", str(run), *more]
     process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(run.glob("rounds/0000/embeddings/*")):
         assert process.poll() is None

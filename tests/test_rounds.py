@@ -73,7 +73,7 @@ def test_a_worker_that_was_ended_is_not_started_again():
 @pytest.mark.slow
 def test_a_killed_miner_and_a_killed_trainer_come_back(digits, tmp_path):
     runs = [shutil.copytree(digits, tmp_path / name) for name in ("calm", "killed")]
-    call = ["--rounds", "1", "--mine=--positives 3"]
+    call = ["--rounds", "1", "--mine=--packs triplets --positives 3"]
     assert run_command("pipeline.rounds", "--run_dir", runs[0], *call).returncode == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.rounds", "--run_dir", str(runs[1]), *call],
@@ -168,9 +168,12 @@ def test_a_collapse_stops_the_rounds_and_says_what_to_change(digits, tmp_path):
 
 @pytest.mark.parametrize(
     ("steps", "plain", "flags"),
-    [(None, False, "--online --epochs 2"), (None, True, "--online"), (5, 0, "--online --steps 5"), (0, 0, "--init")],
-)
-def test_the_warm_up_is_longer_for_stored_rows_unless_told_otherwise(digits, steps, plain, flags):
+    [
+        (None, False, "--online --margin 1.0"), (5, False, "--online --margin 1.0 --steps 5"), (0, False, "--init"),
+        (None, True, "--online"), (5, True, "--online --steps 5"), (0, True, "--init"),
+    ],
+)  # fmt: skip
+def test_the_warm_up_has_the_margin_of_the_rounds_unless_they_are_plain(digits, steps, plain, flags):
     arguments = rounds.argparse.Namespace(run_dir=digits, warmup_steps=steps, plain=plain)
     assert " ".join(rounds.Rounds(arguments, {}, records.open_corpus(digits), None, None).warm_up()) == flags
 

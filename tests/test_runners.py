@@ -18,6 +18,12 @@ from trainer import train
 
 pytestmark = pytest.mark.slow
 
+FLAGS = {
+    "random": ["--pick", "random"],
+    "nearest": ["--pick", "nearest"],
+    "spread": ["--packs", "spread", "--pack_rows", "32", "--fill", "2", "--margin", "1.0"],
+}
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
@@ -36,14 +42,14 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(corpus, tmp_path_factory):
-    """(digest of the in-process runner's triplets, its shards) by pick."""
+    """The digest of the in-process runner's triplets, by the name of the flags."""
     digests = {}
-    for pick in ("random", "nearest"):
+    for name, flags in FLAGS.items():
         run = shutil.copytree(corpus, tmp_path_factory.mktemp("inprocess") / "run")
-        assert mine.main(["--run_dir", str(run), "--pick", pick]) == 0
+        assert mine.main(["--run_dir", str(run), *flags]) == 0
         manifest = json.loads(records.manifest_path(run, 0).read_text())
         assert len(manifest["shards"]) == 3
-        digests[pick] = manifest["triplet_digest"]
+        digests[name] = manifest["triplet_digest"]
     return digests
 
 
@@ -92,14 +98,15 @@ def digest(run, *arguments):
     return json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"]
 
 
-@pytest.mark.parametrize("pick", ["random", "nearest"])
-def test_two_worker_processes(corpus, expected, tmp_path, pick):
+@pytest.mark.parametrize("name", FLAGS)
+def test_two_worker_processes(corpus, expected, tmp_path, name):
     run = shutil.copytree(corpus, tmp_path / "run")
     two = ["--direct_num_workers", "2", "--direct_running_mode", "multi_processing"]
-    assert digest(run, "--pick", pick, "--runner=FnApiRunner", *two) == expected[pick]
+    assert digest(run, *FLAGS[name], "--runner=FnApiRunner", *two) == expected[name]
 
 
-def test_portable_runner_with_workers_from_the_wheel(corpus, expected, tmp_path, job_service, wheel):
+@pytest.mark.parametrize("name", ["random", "spread"])
+def test_portable_runner_with_workers_from_the_wheel(corpus, expected, tmp_path, job_service, wheel, name):
     """Workers in processes of their own; the runner starts them through a shell, where the job service is."""
     run = shutil.copytree(corpus, tmp_path / "run")
     where = f"PYTHONPATH={wheel} {sys.executable} -c 'import pipeline.mine as m; print(m.__file__)'"
@@ -111,7 +118,7 @@ def test_portable_runner_with_workers_from_the_wheel(corpus, expected, tmp_path,
         "--environment_type=beam:env:harness_subprocess_python:v1",
         f"--environment_config=PYTHONPATH={wheel} {sys.executable} -m apache_beam.runners.worker.sdk_worker_main",
     ]
-    assert digest(run, *portable) == expected["random"]
+    assert digest(run, *FLAGS[name], *portable) == expected[name]
 
 
 @pytest.mark.parametrize(("anchor_blocks", "columns"), [(1, 1), (8, 1), (3, 8)])
@@ -124,19 +131,23 @@ def test_work_items_of_any_size(corpus, expected, tmp_path, monkeypatch, anchor_
     assert json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"] == expected["nearest"]
 
 
-@pytest.mark.parametrize("after", ["embeddings", "work", "triplets"])
-def test_a_killed_run_continues_to_the_same_triplets(corpus, expected, tmp_path, after):
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [("random", "embeddings"), ("random", "work"), ("random", "triplets"), ("spread", "groups"), ("spread", "dealt")],
+)
+def test_a_killed_run_continues_to_the_same_triplets(corpus, expected, tmp_path, name, after):
     """kill -9 as soon as a stage has left its first file."""
     run = shutil.copytree(corpus, tmp_path / "run")
-    call = [sys.executable, "-m", "pipeline.mine", "--run_dir", str(run)]
+    call = [sys.executable, "-m", "pipeline.mine", "--run_dir", str(run), *FLAGS[name]]
     killed = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     patterns = {"embeddings": "embeddings/*/*.npy", "work": "work/*/found/*.npz", "triplets": "triplets/*.tfrecord"}
+    patterns |= {"groups": "work/*/groups/*.npz", "dealt": "work/*/pack-rows.npy"}
     while killed.poll() is None and not list((run / "rounds/0000").glob(patterns[after])):
         os.sched_yield()
     killed.kill()
     killed.wait()
-    assert not records.manifest_path(run, 0).exists() or after == "triplets"
-    assert digest(run) == expected["random"]
+    assert not records.manifest_path(run, 0).exists() or after in ("triplets", "dealt")
+    assert digest(run, *FLAGS[name]) == expected[name]
     assert not list(run.rglob(".*tmp*")) and not (run / "rounds/0000/work").exists()
 
 
