@@ -194,7 +194,7 @@ def run(recipe: Recipe, data: Data, passes: int, seed: int, split: str) -> dict[
 
 
 def random_packs(run_dir: Path, number: int, seed: int, even: bool) -> None:
-    """Replaces a mined round's packs by as many of random rows, no corpus triplets.
+    """Replaces a mined round's packs by packs of about as many rows in all, but random ones, no corpus triplets.
 
     even: every row once, as `spread` deals them when embeddings say nothing. Else of randomly drawn classes, each with
     as many rows as a pack is filled to, or more where there are too few classes to fill it.
@@ -213,7 +213,7 @@ def random_packs(run_dir: Path, number: int, seed: int, even: bool) -> None:
     )  # fmt: skip
     pool = job.open_pool()
     rng = np.random.default_rng([seed, number])
-    drawn = (each_row_once if even else random_classes)(rule, pool, rng, options, manifest["packs"])
+    drawn = (each_row_once if even else random_classes)(rule, pool, rng, options, manifest["rows"])
     payload, shards, triplets = mine.Payload(pool), manifest["shards"], 0
     for shard, entry in enumerate(shards):
         some = drawn.take(*(n * len(drawn) // len(shards) for n in (shard, shard + 1)))
@@ -228,28 +228,29 @@ def random_packs(run_dir: Path, number: int, seed: int, even: bool) -> None:
 
 
 def random_classes(
-    rule: selection.Rule, pool: Pool, rng: np.random.Generator, options: dict[str, Any], packs: int
+    rule: selection.Rule, pool: Pool, rng: np.random.Generator, options: dict[str, Any], rows: int
 ) -> mine.Packs:
     first = pool.split.first_rows
     width = min(len(pool.split.labels), options["pack_rows"] // options["fill"])
     fill = options["pack_rows"] // width
+    packs = round(rows / (fill * width))
     usable = np.flatnonzero(np.diff(first) >= fill)
     classes = [rng.choice(usable, width, replace=False) for _ in range(packs)]
-    rows = [first[c] + rng.choice(first[c + 1] - first[c], fill, replace=False) for c in np.concatenate(classes)]
-    return bare_packs(np.concatenate(rows), np.arange(packs + 1) * fill * width)
+    drawn = [first[c] + rng.choice(first[c + 1] - first[c], fill, replace=False) for c in np.concatenate(classes)]
+    return bare_packs(np.concatenate(drawn), np.arange(packs + 1) * fill * width)
 
 
 def each_row_once(
-    rule: selection.Rule, pool: Pool, rng: np.random.Generator, options: dict[str, Any], packs: int
+    rule: selection.Rule, pool: Pool, rng: np.random.Generator, options: dict[str, Any], rows: int
 ) -> mine.Packs:
-    rows = pool.row(np.arange(pool.rows))
-    noise = selection.to_grid(rng.standard_normal((len(rows), 8)).astype(np.float32))
-    block = selection.Block(row=rows, embedding=noise)
-    groups = spread.group_rows(rule, block, pool.split.class_of(rows), options["fill"])
+    every = pool.row(np.arange(pool.rows))
+    noise = selection.to_grid(rng.standard_normal((len(every), 8)).astype(np.float32))
+    block = selection.Block(row=every, embedding=noise)
+    groups = spread.group_rows(rule, block, pool.split.class_of(every), options["fill"])
     place = rng.permutation(len(pool.split.labels))[groups.label]
-    row, starts = spread.deal(rule, groups, place, options["pack_rows"], options["fill"])
-    starts = starts[: packs + 1]
-    return bare_packs(row[: starts[-1]], starts)
+    dealt, starts = spread.deal(rule, groups, place, options["pack_rows"], options["fill"])
+    starts = starts[: np.searchsorted(starts, rows, "right")]
+    return bare_packs(dealt[: starts[-1]], starts)
 
 
 def bare_packs(rows: np.ndarray, starts: np.ndarray) -> mine.Packs:

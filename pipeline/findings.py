@@ -25,6 +25,7 @@ NEIGHBOURS = 10
 NEAR = 3  # of a class, for the distance to it
 LEAST_NEIGHBOURS = 3  # fewer say little of a label: classes of up to three rows are left out
 CANDIDATES = 512  # rows whose neighbours are looked up
+LOOKED_AT = 4096  # rows whose nearest others are looked up where packs are spread
 UNCHECKED = 50  # candidates that are listed where there are no embeddings
 NEIGHBOUR_ROWS = 1 << 18  # among which they are looked up
 
@@ -102,6 +103,30 @@ def _packs(path: Path, count: int) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path} ends after {found} records, triplets.json lists more. {MEND.format(path.parent)}")
 
 
+def nearest_others(split: Split, embeddings: Path, seed: int) -> Sample | None:
+    """LOOKED_AT rows drawn at random, each as the anchor of the NEAR nearest rows of other classes.
+
+    What triplets tell of classes and labels is told by this where packs keep near classes apart (`--packs spread`).
+    None if not every embedding is there.
+    """
+    rows = np.sort(np.random.default_rng(seed).permutation(split.rows)[:LOOKED_AT])
+    found = []
+    for some in np.array_split(rows, -(-len(rows) // CANDIDATES)):
+        near = neighbours(split, embeddings, some, others=True)
+        if near is None:
+            return None
+        found.append((near[0][:, :NEAR], near[1][:, :NEAR]))
+    negative, d_an = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    anchor = np.repeat(rows, negative.shape[1])
+    there = np.isfinite(d_an.ravel())
+    anchor, negative, d_an = anchor[there], negative.ravel()[there], d_an.ravel()[there]
+    none = np.zeros(len(anchor), np.int64)
+    return Sample(
+        anchor=anchor, positive=anchor, negative=negative, d_ap=np.zeros_like(d_an), d_an=d_an, kind=none, scope=none,
+        ids={}, packs=0, rows=len(rows),
+    )  # fmt: skip
+
+
 # ---- Which triplets to show. ----
 
 
@@ -162,7 +187,7 @@ def confusions(sample: Sample, label: np.ndarray, count: int, examples: int) -> 
     Args:
       label: int64 [t, 2], the classes of anchor and negative.
     """
-    anchors = np.bincount(label[:, 0], minlength=label.max() + 1)
+    anchors = np.bincount(label[:, 0], minlength=label.max(initial=-1) + 1)
     found = []
     for a, b, triplets in zip(*(column[:count].tolist() for column in _confused_pairs(label)), strict=True):
         where = np.flatnonzero((label.min(axis=1) == a) & (label.max(axis=1) == b))
@@ -303,8 +328,10 @@ def with_conflicts(listed: list[Suspect], split: Split) -> list[Suspect]:
     return sorted(conflicts, key=lambda s: not s.neighbours) + list(known.values())
 
 
-def neighbours(split: Split, embeddings: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """What lies nearest to rows of a split; None if not every embedding is there.
+def neighbours(
+    split: Split, embeddings: Path, rows: np.ndarray, others: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """What lies nearest to rows of a split; None if not every embedding is there. others: of other labels only.
 
     Of a split larger than NEIGHBOUR_ROWS every second (third ...) row is looked at, which keeps the classes' shares.
 
@@ -327,8 +354,10 @@ def neighbours(split: Split, embeddings: Path, rows: np.ndarray) -> tuple[np.nda
         columns = np.arange(-(-first // step) * step, last, step)
         block = 2 - 2 * (queries @ np.asarray(array[columns - first]).T)
         block[rows[:, None] == columns] = np.inf  # itself
-        distance, nearest = _smallest(distance, nearest, block, columns, NEIGHBOURS)
-        block[(columns < own[:, :1]) | (columns >= own[:, 1:])] = np.inf
+        classmates = (columns >= own[:, :1]) & (columns < own[:, 1:])
+        of_any = np.where(classmates, np.inf, block) if others else block
+        distance, nearest = _smallest(distance, nearest, of_any, columns, NEIGHBOURS)
+        block[~classmates] = np.inf
         d_own, of_own = _smallest(d_own, of_own, block, columns, NEAR)
     return nearest, distance, d_own
 

@@ -545,7 +545,7 @@ class GroupRows(_Step):
         block, label = pool.block(rows), pool.split.class_of(rows)
         groups = spread.group_rows(self.job.rule, block, label, self.job.fill)
         first = np.flatnonzero(np.diff(label, prepend=-1))
-        sums = np.add.reduceat(block.embedding, first, axis=0, dtype=np.float64)
+        sums = np.stack([np.add.reduceat(column, first, dtype=np.float64) for column in block.embedding.T], axis=1)
         means = sums / np.diff(first, append=len(label))[:, None]
         save_arrays(self.job.work / "groups" / f"{number:06d}.npz", **vars(groups), means=means)
         job.count("group", "rows", len(rows), started)
@@ -557,23 +557,24 @@ class DealGroups(_Step):
 
     def process(self, _: Any, grouped: int) -> Iterator[dict[str, int]]:
         pool, job_ = self.pool, self.job
+        runs = len(pool.class_runs(GROUP_ROWS)) - 1
+        if runs != grouped:
+            raise RuntimeError(f"the groups of {grouped} runs of classes were written, expected {runs}")
         parts, means = [], []
-        for number in range(len(pool.class_runs(GROUP_ROWS)) - 1):
+        for number in range(runs):
             arrays = records.read_arrays(job_.work / "groups" / f"{number:06d}.npz")
             means.append(arrays.pop("means"))
             parts.append(spread.Groups(**arrays))
-        if len(parts) != grouped:
-            raise RuntimeError(f"the groups of {grouped} runs of classes were written, expected {len(parts)}")
         groups = spread.Groups.concatenate(parts)
         place = spread.order_classes(np.concatenate(means), job_.pack_rows // job_.fill)
         place = place[np.searchsorted(pool.classes, groups.label)]
         rows, starts = spread.deal(job_.rule, groups, place, job_.pack_rows, job_.fill)
+        lone = pool.rows - len(np.unique(groups.row))
         there = len(np.unique(rows))
-        if job_.anchors is not None:
-            starts = starts[: max(2, int(np.searchsorted(starts, job_.anchors, "right")))]
+        if job_.anchors is not None and job_.anchors < pool.rows:  # then none is missed
+            starts, lone, there = starts[: max(2, int(np.searchsorted(starts, job_.anchors, "right")))], 0, pool.rows
         storage.write_atomically(job_.work / "pack-rows.npy", lambda path: np.save(path, rows[: starts[-1]]))
         storage.write_atomically(job_.work / "pack-starts.npy", lambda path: np.save(path, starts))
-        lone = pool.rows - len(np.unique(groups.row))
         counts = {"anchors_without_positive": lone, "rows_in_packs_of_one_class": pool.rows - lone - there}
         yield {"pairs": 0, "fallback": 0, "guarded": 0, **counts}
 
@@ -849,9 +850,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--run_dir", type=storage.location, required=True, help="with the corpus and the rounds")
     what = parser.add_argument_group("what a triplet is")
     what.add_argument("--negatives", default="semi-hard", help="kinds with shares: semi-hard:3,hard:1 (semi-hard)")
-    what.add_argument(
-        "--pick", default="random", choices=("random", "nearest"), help="out of all that qualify (random)"
-    )
+    what.add_argument("--pick", choices=("random", "nearest"), help="out of all that qualify (random)")
     what.add_argument("--pack_pick", choices=("random", "nearest"), help="for triplets inside the packs (as --pick)")
     what.add_argument("--margin", type=float, default=0.2, help="of the band and of the loss (0.2)")
     what.add_argument("--positives", type=int, default=1, help="per anchor (1)")
@@ -902,6 +901,9 @@ def mine_newest(arguments: argparse.Namespace, options: Any, corpus: Corpus) -> 
             f"--packs spread takes no --positives; found {arguments.positives}. Leave it out, or add --packs triplets: "
             "pipeline.rounds gives the former unless told --plain."
         )
+    if arguments.packs == "spread" and arguments.pick and arguments.pack_pick:
+        raise InputError("--packs spread has triplets inside packs only: --pack_pick decides, leave --pick out")
+    arguments.pick = arguments.pick or "random"
     arguments.fill = FILL if arguments.fill is None else arguments.fill
     try:
         rule = Rule(

@@ -62,9 +62,24 @@ class Round:
 
     @property
     def served(self) -> float | None:
-        """The share of anchor-positive pairs that got a triplet from the whole corpus."""
-        pairs = self.manifest.get("pairs", {}).get("corpus")
-        return sum(self.manifest["counts"]["corpus"].values()) / pairs if pairs else None
+        """The share of anchor-positive pairs that got a triplet from the whole corpus; in spread packs, from theirs."""
+        pairs = self.pairs
+        scope = "pack" if self.spread else "corpus"
+        return sum(self.manifest["counts"][scope].values()) / pairs if pairs else None
+
+    @property
+    def pairs(self) -> int:
+        """The anchor-positive pairs of `served`."""
+        if not self.manifest:
+            return 0
+        if not self.spread:
+            return int(self.manifest["pairs"]["corpus"])
+        return sum(sum(self.manifest[what]["pack"].values()) for what in ("counts", "skipped"))
+
+    @property
+    def spread(self) -> bool:
+        """Whether packs hold far classes, and no triplets over the corpus."""
+        return bool(self.manifest.get("options", {}).get("packs") == "spread")
 
     @property
     def loss(self) -> float | None:
@@ -203,9 +218,15 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
     split, labels = corpus.split("train"), corpus.split("train").labels
     most = findings.packs_to_read(manifest) if packs is None else min(packs, manifest["packs"])
     sample = findings.read_sample(directory / "triplets", manifest, most)
-    classes = np.stack([split.class_of(sample.anchor), split.class_of(sample.negative)], axis=1)
+    if not len(sample.anchor):
+        raise InputError(f"the {sample.packs:,} packs that were read hold no triplet. Read more of them: --packs N.")
     embeddings = records.embeddings_dir(run_dir, number, corpus.fingerprint, manifest["checkpoint_digest"])
-    suspects, checked = findings.suspects(sample, split, embeddings)
+    # Of what is confused and mislabelled.
+    told_by = (findings.nearest_others(split, embeddings, seed=number) if here.spread else None) or sample
+    classes, classes_told = (
+        np.stack([split.class_of(of.anchor), split.class_of(of.negative)], axis=1) for of in (sample, told_by)
+    )
+    suspects, checked = findings.suspects(told_by, split, embeddings)
     if corpus.manifest["splits"]["train"]["label_conflicts"]:
         suspects = findings.with_conflicts(suspects, split)
     write_suspects(directory / "suspected-labels.tsv", suspects, corpus)
@@ -213,10 +234,11 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
         "Drawn at random": findings.drawn(sample, DRAWN, seed=number),
         "The smallest gaps, one for each pair of classes": findings.closest(sample, classes, CLOSEST),
     }
-    pairs = findings.confusions(sample, classes, PAIRS, EXAMPLES)
+    pairs = findings.confusions(told_by, classes_told, PAIRS, EXAMPLES)
     shown = np.concatenate([*galleries.values()])
-    triplets = np.concatenate([shown, *(np.array(p.examples, np.int64) for p in pairs)])
-    rows = [getattr(sample, side)[triplets] for side in ("anchor", "positive", "negative")]
+    examples = np.concatenate([np.empty(0, np.int64), *(np.array(p.examples, np.int64) for p in pairs)])
+    rows = [getattr(sample, side)[shown] for side in ("anchor", "positive", "negative")]
+    rows += [told_by.anchor[examples], told_by.negative[examples]]
     rows += [np.array([s.row, s.row if s.nearest is None else s.nearest]) for s in suspects[:SUSPECTS]]
     views = look_up(corpus, np.concatenate(rows))
     after = read_round(run_dir, number + 1, corpus).evaluations
@@ -232,10 +254,13 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
         ],
         scale=float(np.maximum(sample.d_ap + manifest["margin"], sample.d_an)[shown].max()),
         read=_of_packs(sample, manifest), histograms=histograms(sample, manifest),
-        heat=heat_map(classes, labels), pairs=[_pair(p, sample, views, labels) for p in pairs],
+        heat=heat_map(classes_told, labels), pairs=[_pair(p, told_by, views, labels) for p in pairs],
+        counted="triplets" if told_by is sample else "near rows",
+        told=about_confused(here.spread, told_by is sample, told_by.rows, split.rows),
         kind=next(iter(views.values())).kind,
         suspects={
-            "about": about_suspects(sample, split.rows, checked), "all": len(suspects),
+            "about": about_suspects(told_by.rows if told_by is not sample else len(sample.ids), split.rows, checked),
+            "all": len(suspects),
             "rows": [_suspect(s, views, labels) for s in suspects[:SUSPECTS]],
         },
         trained=training(here.metrics, number), counts=count_tables(manifest), times=times(here),
@@ -288,7 +313,7 @@ def round_figures(here: Round, after: dict[str, dict[str, Any]], suspects: int) 
         },
         {
             "name": "Pairs with a negative", "value": _share(here.served),
-            "note": f"of {manifest['pairs']['corpus']:,} anchor-positive pairs",
+            "note": f"of {here.pairs:,} anchor-positive pairs",
         },
     ]  # fmt: skip
     if here.active:
@@ -366,8 +391,24 @@ def _pair(pair: findings.Confusion, sample: Sample, views: dict[int, View], labe
     }  # fmt: skip
 
 
-def about_suspects(sample: Sample, rows: int, checked: bool) -> str:
-    seen = f"{len(sample.ids):,} of the {rows:,} rows" if len(sample.ids) < rows else f"all {rows:,} rows"
+def about_confused(spread: bool, by_packs: bool, looked_at: int, rows: int) -> str:
+    """What the classes' tables count."""
+    if not spread:
+        return "Classes that keep meeting as anchor and negative."
+    if by_packs:
+        return (
+            "Classes that meet as anchor and negative, though packs keep near ones apart; without embeddings of the "
+            "whole train split this says little."
+        )
+    seen = f"{looked_at:,} of the {rows:,}" if looked_at < rows else f"all {rows:,}"
+    return (
+        f"This round’s packs keep near classes apart, so what counts here is not their triplets: it is {seen} rows as "
+        f"anchors, each with the {findings.NEAR} nearest rows of other classes."
+    )
+
+
+def about_suspects(looked_at: int, rows: int, checked: bool) -> str:
+    seen = f"{looked_at:,} of the {rows:,} rows" if looked_at < rows else f"all {rows:,} rows"
     if not checked:
         return (
             f"Rows that are the negative of the most anchors of one class, out of {seen}. This round has no embeddings "
@@ -417,12 +458,18 @@ def training(metrics: dict[str, Any], number: int) -> dict[str, Any]:
 def count_tables(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What became of the pairs that were tried, over the whole corpus and inside packs."""
     tables = []
-    for scope, name, about in (
+    scopes = [
         ("corpus", "Over the whole corpus", "anchor-positive pairs, each against every row that takes part"),
         ("pack", "Inside the packs", "further pairs of a label in a pack, each against the rows of the pack"),
-    ):
+    ]
+    if manifest["options"].get("packs") == "spread":
+        scopes = [("pack", "Inside the packs", "pairs of a label in a pack, each against the rows of the pack")]
+    rows_skipped = ("anchors_without_positive", "rows_in_packs_of_one_class")  # the others count pairs
+    alone, one_class = (manifest["skipped"]["corpus"].get(reason, 0) for reason in rows_skipped)
+    for number, (scope, name, about) in enumerate(scopes):
         counts, skipped = manifest["counts"][scope], dict(manifest["skipped"][scope])
-        alone = skipped.pop("anchors_without_positive", 0)  # counts anchors, not pairs
+        for reason in rows_skipped:
+            skipped.pop(reason, None)
         total = sum(counts.values()) + sum(skipped.values())
         outcomes = [(kind, n, False) for kind, n in counts.items()] + [(_words(r), n, True) for r, n in skipped.items()]
         rows = [
@@ -437,7 +484,8 @@ def count_tables(manifest: dict[str, Any]) -> list[dict[str, Any]]:
             if n or is_skip
         ]
         extra = {
-            "anchors without a positive": alone,
+            "anchors without a positive": 0 if number else alone,
+            "rows whose pack would have had one class": 0 if number else one_class,
             "pairs where a guard left out a row": manifest["guarded"][scope],
             "pairs that took another kind than they drew": manifest["fallback"] if scope == "corpus" else 0,
         }

@@ -30,7 +30,7 @@ from pipeline.worker import Worker
 
 WARM_UP = "--margin 1.0"
 MINE = "--packs spread --margin 1.0 --pack_rows 32 --fill 2 --pack_pick nearest"
-TRAIN = "--stored_rows 10000 --learning_rate 0.003 --decay_rounds 3"
+TRAIN = "--stored_rows 10000 --learning_rate 0.003"
 BEST_FORMAT = "triplet-miner-best/1"
 COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out
 YOUNG = 1  # rounds whose embeddings may still lie together
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}; found {value}")
     flags = {}
-    for name, first in (("mine", MINE), ("train", TRAIN)):
+    for name, first in (("mine", MINE), ("train", f"{TRAIN} --decay_rounds {arguments.rounds}")):
         try:
             flags[name] = shlex.split(("" if arguments.plain else first + " ") + getattr(arguments, name))
         except ValueError as error:

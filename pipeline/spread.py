@@ -2,19 +2,19 @@
 
 1. Within a class, the two rows that lie farthest apart become a group, and so on with those that are left: hard
    positives, which Hermans et al. (https://arxiv.org/abs/1703.07737) take from a batch and this takes from the class.
-2. Classes are put in an order in which near ones are neighbours: halved at the median along the direction in which
-   their means differ most, and the halves again.
+2. Classes are put in an order in which near ones are neighbours: halved, as in a k-d tree, at the median of the
+   coordinate in which their means lie farthest apart, and the halves again.
 3. The groups in this order are cut into as many segments as a pack has places, and each pack gets one of each.
 
-The packs are the same on every machine: similarities of embeddings are exact (see pipeline.selection), and so are
-projections of means, for both factors are rounded.
+The packs are the same on every machine: on the grid of pipeline.selection similarities are exact, and so are the sums
+that means are made of.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.selection import GRID, Block, Rule, _compile, hashes, one_blas_thread, row_hashes
+from pipeline.selection import Block, Rule, _compile, hashes, one_blas_thread, row_hashes
 
 MATCHED = 32  # rows of a class at the least, drawn by hash, among which the farthest are looked for
 
@@ -98,15 +98,18 @@ def group_rows(rule: Rule, block: Block, label: np.ndarray, fill: int) -> Groups
     """Groups of `fill` rows that lie far apart in their class; a class of fewer rows is one group.
 
     A row is in one group, but for those that complete the last group of a class (of MATCHED rows or more: of a part
-    of it). A class of one row is left out.
+    of it). A class of one row, or of copies of one, is left out: it has no positives.
 
     Args:
       block: all rows of some classes, ascending. label: int64 [n], of each row, ascending.
     """
     order = np.lexsort((row_hashes(rule.key("group"), block.row), label))
     classes, first, size = np.unique(label, return_index=True, return_counts=True)
-    order = order[np.repeat(size > 1, size)]
-    size = size[size > 1]
+    usable = size > 1
+    if block.content is not None:
+        usable &= np.minimum.reduceat(block.content, first) < np.maximum.reduceat(block.content, first)
+    order = order[np.repeat(usable, size)]
+    size = size[usable]
     parts = np.maximum(1, size // max(MATCHED, fill))  # of each class, of nearly equal sizes
     number = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
     whole, of = np.repeat(size, parts), np.repeat(parts, parts)
@@ -126,11 +129,8 @@ def order_classes(means: np.ndarray, parts: int) -> np.ndarray:
     while len(cut) < parts and min(map(len, cut)) > 1:
         halves = []
         for part in cut:
-            centred = means[part] - means[part].mean(axis=0)
-            direction = np.linalg.eigh(centred.T @ centred)[1][:, -1]
-            direction *= np.sign(direction[np.argmax(np.abs(direction))])
-            along = np.rint(means[part] * GRID**2) @ np.rint(direction * GRID)  # whole numbers below 2^53
-            part = part[np.argsort(along, kind="stable")]
+            widest = np.argmax(np.ptp(means[part], axis=0))
+            part = part[np.argsort(means[part, widest], kind="stable")]
             halves += [part[: len(part) // 2], part[len(part) // 2 :]]
         cut = halves
     place = np.empty(len(means), np.int64)

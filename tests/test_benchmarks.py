@@ -50,7 +50,7 @@ def test_the_control_has_no_corpus_triplets_and_trains(fresh_run, even):
     before = records.open_triplets(fresh_run, 0, records.open_corpus(fresh_run))
     quality.random_packs(fresh_run, 0, seed=0, even=even)
     after = records.open_triplets(fresh_run, 0, records.open_corpus(fresh_run))
-    assert after["packs"] == before["packs"] and after["triplet_digest"] != before["triplet_digest"]
+    assert abs(after["rows"] - before["rows"]) <= 32 and after["triplet_digest"] != before["triplet_digest"]
     found = [
         records.parse_example(record)
         for shard in after["shards"]
@@ -58,7 +58,7 @@ def test_the_control_has_no_corpus_triplets_and_trains(fresh_run, even):
     ]
     assert sum(len(pack["anchor"]) for pack in found) == after["triplets"] > 0
     rows = np.concatenate([pack["row"] for pack in found])
-    assert len(rows) == after["rows"]
+    assert len(rows) == after["rows"] and len(found) == after["packs"]
     often = np.bincount(rows)
     assert (often.min(), often.mean() < 1.02) == (1, True) if even else often.max() > 2
     for pack in found:

@@ -21,7 +21,8 @@ from pipeline.sources import encode_png
 
 PICKLED = python_urns.PICKLED_DOFN_INFO
 PAR_DO = common_urns.primitives.PAR_DO.urn
-ONE_VALUE = {"Count columns", "Sum counts"}  # what side inputs may come from: combined over everything
+# What side inputs may come from: combined over everything, or made of one element.
+ONE_VALUE = {"Count columns", "Sum counts", "Count embedded", "Count groups", "Deal groups"}
 DATAFLOW_LIMIT = 10 << 20  # bytes of a job's graph
 VALUE_LIMIT = 10 << 20  # bytes of what one worker gathers
 
@@ -32,18 +33,21 @@ def portable(build) -> proto.Pipeline:
     return pipeline.to_runner_api()
 
 
-def billion() -> proto.Pipeline:
+def billion(spread: bool = False) -> proto.Pipeline:
     """A round over 10^9 rows, all anchors."""
-    job_ = mine.Job(run_dir=Path("/run"), round=0, rule=selection.Rule(shares=(("semi-hard", 1.0),)))
+    rule = selection.Rule(shares=(("semi-hard", 1.0),))
+    job_ = mine.Job(run_dir=Path("/run"), round=0, rule=rule, packs="spread" if spread else "triplets")
     rows = 10**9
     shards = mine.triplet_shards(rows)
+    if spread:
+        return portable(lambda p: mine.spread_graph(p, job_, rows // mine.GROUP_ROWS, shards, shards))
     return portable(lambda p: mine.graph(p, job_, rows, selection.column_blocks(rows), shards, shards))
 
 
 @pytest.fixture(scope="module")
 def graphs(digits, tmp_path_factory):
     """Every graph that a run of ours hands to a runner, by the command; and mine's for 10^9 rows."""
-    seen = {"mine of 10^9 rows": billion()}
+    seen = {"mine of 10^9 rows": billion(), "spread packs of 10^9 rows": billion(spread=True)}
     run_dir = tmp_path_factory.mktemp("graphs") / "run"
     real = job.run
 
@@ -55,7 +59,7 @@ def graphs(digits, tmp_path_factory):
     patch.setattr(job, "run", watch)
     assert ingest.main(["--run_dir", str(run_dir), "--source", "digits"]) == 0
     patch.undo()
-    assert len(seen) == 3
+    assert len(seen) == 4
     return seen
 
 
@@ -91,13 +95,13 @@ def test_side_inputs_are_single_values(graphs):
             for collection in transform.outputs.values()
         }
         for transform, payload in par_dos(graph):
-            if transform.unique_name.split("/")[0] in ("Scan", "Commit"):
+            if transform.unique_name.split("/")[0] in ("Scan", "Commit", "Group", "Deal groups", "Write packs"):
                 found |= {made_by[transform.inputs[tag]] for tag in payload.side_inputs}
     assert found == ONE_VALUE
 
 
 def test_the_graph_does_not_grow_with_the_rows(graphs):
-    assert graphs["mine of 10^9 rows"].ByteSize() < DATAFLOW_LIMIT / 50
+    assert all(graphs[f"{what} of 10^9 rows"].ByteSize() < DATAFLOW_LIMIT / 50 for what in ("mine", "spread packs"))
 
 
 def test_ingests_graphs_do_not_grow_with_the_source(tmp_path, monkeypatch):

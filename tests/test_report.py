@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import MARKUP, read_packs
 
-from pipeline import charts, findings, ingest, mine, records, report, storage, views
+from pipeline import charts, findings, ingest, mine, records, report, rounds, storage, views
 from pipeline.findings import Sample
 from pipeline.records import InputError
 from trainer import train
@@ -132,7 +132,8 @@ def test_counts_of_the_page_are_the_manifests(mined, tmp_path, capsys):
     assert Page(records.round_dir(run, 0) / "report.html").source == first
 
 
-def test_wrong_labels_planted_on_purpose_come_up_on_top(tmp_path):
+@pytest.mark.parametrize("packs", ["triplets", "spread"])
+def test_wrong_labels_planted_on_purpose_come_up_on_top(tmp_path, packs):
     from sklearn.datasets import load_digits
 
     digits, rng = load_digits(), np.random.default_rng(1)
@@ -147,7 +148,7 @@ def test_wrong_labels_planted_on_purpose_come_up_on_top(tmp_path):
     source = ["--source", f"arrays:{tmp_path / 'digits.npz'}", "--validation_share", "0", "--eval_share", "0"]
     assert ingest.main(["--run_dir", str(run), *source]) == 0
     assert train.main(["--run_dir", str(run), "--online", "--steps", "90"]) == 0
-    assert mine.main(["--run_dir", str(run)]) == 0
+    assert mine.main(["--run_dir", str(run), *(rounds.MINE.split() if packs == "spread" else [])]) == 0
     assert report.main(["--run_dir", str(run)]) == 0
 
     found, planted = suspected(run), {ids[n]: n for n in wrong}
@@ -171,7 +172,8 @@ def test_wrong_labels_planted_on_purpose_come_up_on_top(tmp_path):
     assert report.main(["--run_dir", str(run)]) == 0
     by_anchors = [row for row in suspected(run) if row["copy"] == "0"]
     assert findings.UNCHECKED - 2 <= len(by_anchors) <= findings.UNCHECKED and by_anchors[0]["neighbours"] == ""
-    assert sum(row["id"] in planted for row in by_anchors[:20]) >= 5
+    if packs == "triplets":  # packs that keep near classes apart say little by themselves
+        assert sum(row["id"] in planted for row in by_anchors[:20]) >= 5
     assert "their neighbours were not looked at" in Page(records.round_dir(run, 0) / "report.html").text["labels"]
 
 
@@ -327,3 +329,29 @@ def test_the_report_of_a_run_that_is_on_no_disk(mined):
     page = (place / "rounds/0000/report.html").read_text()
     assert page.count("data:image/png") > 50 and html.escape(run) in page
     assert (place / "index.html").exists() and (place / "rounds/0000/suspected-labels.tsv").exists()
+
+
+def test_the_page_of_a_round_of_spread_packs_tells_of_near_classes(tmp_path):
+    """Classes in twins that lie close together: packs keep them apart, the page shows them as confused."""
+    rng = np.random.default_rng(0)
+    point = np.repeat(rng.standard_normal((20, 8)), 2, axis=0) + 0.3 * rng.standard_normal((40, 8))
+    label = np.repeat(np.arange(40), 8)
+    np.savez(tmp_path / "v.npz", vectors=point[label] + 0.1 * rng.standard_normal((320, 8)), labels=label)
+    run, shares = tmp_path / "run", ["--validation_share", "0", "--eval_share", "0"]
+    assert ingest.main(["--run_dir", str(run), "--source", f"arrays:{tmp_path / 'v.npz'}", *shares]) == 0
+    assert train.main(["--run_dir", str(run), "--init"]) == 0
+    assert mine.main(["--run_dir", str(run), *rounds.MINE.split()]) == 0
+    assert report.main(["--run_dir", str(run)]) == 0
+    page = Page(records.round_dir(run, 0) / "report.html")
+    manifest = json.loads(records.manifest_path(run, 0).read_text())
+    assert "it is all 320 rows as anchors, each with the 3 nearest rows of other classes" in page.text["confused"]
+    split = records.open_corpus(run).split("train")
+    pairs = re.findall(r"<h4><span>(\d+)</span> <i>and</i> <span>(\d+)</span></h4>", page.source)
+    assert pairs and sum(int(a) // 2 == int(b) // 2 for a, b in pairs) >= 0.8 * len(pairs)
+    assert split.rows == 320 and "Over the whole corpus" not in page.text["counts"]
+    pack = manifest["counts"]["pack"]["semi-hard"]
+    tried = pack + manifest["skipped"]["pack"]["no_negative_in_pack"]
+    assert f"of {tried:,} anchor-positive pairs" in page.text[""]
+    shutil.rmtree(next((records.round_dir(run, 0) / "embeddings").iterdir()))
+    assert report.main(["--run_dir", str(run)]) == 0
+    assert "packs keep near ones apart" in Page(records.round_dir(run, 0) / "report.html").text["confused"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,13 @@ def test_the_farthest_of_what_is_left_make_a_group(seed, sizes, fill):
         left -= set(members)
     parts = [max(1, size // max(spread.MATCHED, fill)) for size in sizes]
     assert not left and again <= sum(parts) * (fill - 1)
+
+
+def test_copies_of_one_row_are_no_group():
+    block, label = some_classes(0, [4, 2, 3])
+    block = replace(block, content=np.array([0, 1, 2, 2, 4, 4, 6, 6, 6]))
+    groups = spread.group_rows(Rule(), block, label, 2)
+    assert set(groups.row) == {0, 1, 2, 3}
 
 
 def test_a_large_class_is_grouped_in_parts():
@@ -204,6 +212,8 @@ def test_no_triplet_in_any_pack_is_refused(fresh_run):
 def test_what_does_nothing_is_refused(fresh_run):
     with pytest.raises(InputError, match="takes no --positives; found 2"):
         mine.main(["--run_dir", str(fresh_run), *SPREAD, "--positives", "2"])
+    with pytest.raises(InputError, match="leave --pick out"):
+        mine.main(["--run_dir", str(fresh_run), *SPREAD, "--pick", "random"])
     with pytest.raises(InputError, match="--packs does nothing for lone triplets"):
         mine.main(["--run_dir", str(fresh_run), "--packs", "spread", "--pack_rows", "3"])
 

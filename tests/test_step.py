@@ -114,6 +114,33 @@ def test_two_devices_give_the_step_of_one(jit):
     on_two_devices(TWO_DEVICES.replace("TRIPLETS", "32").replace("JIT", str(jit)))
 
 
+ONE_WITHOUT_TRIPLETS = """
+rng = np.random.default_rng(0)
+
+def with_stored(given):
+    rows, stored = len(given["inputs"]), rng.standard_normal((40, 5)).astype("float32")
+    positive = rng.random((rows, 40)) < 0.2
+    stored /= np.linalg.norm(stored, axis=1, keepdims=True)
+    masks = {"stored_positive": positive, "stored_negative": ~positive, "batch_positive": np.zeros((rows, rows), bool)}
+    return given | {name: tf.constant(value) for name, value in ({"stored": stored} | masks).items()}
+
+first, second = with_stored(t.batch(0, triplets=0)), with_stored(t.batch(1, rows=20, triplets=32))
+moved, values_of_first = t.moved(t.network(False), [first])
+_, values_of_second = t.moved(t.network(False), [second])
+assert values_of_first[0] == 0 and np.abs(moved[0]).max() > 0
+with two.scope():
+    model = t.network(False)
+_, values = t.moved(model, [first, second], two)
+share = t.ROWS / (t.ROWS + 20)
+assert np.isclose(values[4], share * values_of_first[4] + (1 - share) * values_of_second[4])
+assert np.isclose(values[0], values_of_second[0]) and np.isclose(values[1], values_of_second[1])
+"""
+
+
+def test_a_device_whose_batch_has_no_triplets_still_learns_from_stored_rows():
+    on_two_devices(ONE_WITHOUT_TRIPLETS)
+
+
 def test_mixed_precision_computes_in_bfloat16_and_leaves_no_trace():
     model, plain = network(True), network(True)
     config = json.dumps(model.get_config())

@@ -152,19 +152,23 @@ def test_xla_and_its_padding_change_nothing(padding):
 
 TWO_DEVICES = """
 import test_stored
-batches = [t.batch(0) | test_stored.of_stored(0), t.batch(1, rows=20, triplets=32) | test_stored.of_stored(1, rows=20)]
+bare = [t.batch(0), t.batch(1, rows=20, triplets=32)]
+batches = [bare[0] | test_stored.of_stored(0), bare[1] | test_stored.of_stored(1, rows=20)]
 alone = [t.moved(t.network(False), [batch]) for batch in batches]
+plain = [t.moved(t.network(False), [batch])[0] for batch in bare]
 with two.scope():
     model = t.network(False)
 both, values = t.moved(model, batches, two)
-share = t.TRIPLETS / (t.TRIPLETS + 32)
-for one, other, found in zip(alone[0][0], alone[1][0], both, strict=True):
-    np.testing.assert_allclose(share * one + (1 - share) * other, found, atol=1e-5)
+share, of_triplets = t.ROWS / (t.ROWS + 20), t.TRIPLETS / (t.TRIPLETS + 32)
+for one, other, of_one, of_other, found in zip(alone[0][0], alone[1][0], *plain, both, strict=True):
+    expected = of_triplets * of_one + (1 - of_triplets) * of_other
+    expected += share * (one - of_one) + (1 - share) * (other - of_other)
+    np.testing.assert_allclose(expected, found, atol=1e-5)
 assert abs(share * alone[0][1][4] + (1 - share) * alone[1][1][4] - values[4]) < 1e-5
 """
 
 
-def test_two_devices_weigh_their_stored_rows_by_their_triplets():
+def test_two_devices_weigh_their_stored_rows_by_their_rows():
     on_two_devices(TWO_DEVICES)
 
 

@@ -103,7 +103,7 @@ def test_two_rounds_each_mined_with_the_checkpoint_that_the_last_one_trained(fre
         assert list((records.round_dir(fresh_run, n) / "train/logs").iterdir())
     assert manifests[0]["triplet_digest"] != manifests[1]["triplet_digest"]
     assert not (records.round_dir(fresh_run, 2) / "triplets").exists()
-    assert f"pipeline.mine {rounds.MINE}; trainer.train {rounds.TRAIN}\n" in capsys.readouterr().out
+    assert f"pipeline.mine {rounds.MINE}; trainer.train {rounds.TRAIN} --decay_rounds 2\n" in capsys.readouterr().out
     assert all(m["margin"] == 1.0 and m["stored_rows"] == 10_000 for m in metrics)
     assert [m["options"]["fill"] for m in manifests] == [2, 2]
     # The digits are so well apart by now that a margin of 0.2 leaves no triplet.

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import command, records, storage
 
-FORMAT = "triplet-miner-state/3"  # in-batch training deals classes and rows
+FORMAT = "triplet-miner-state/4"  # an epoch counts its steps without triplets
 SAVE_SECONDS = 10.0  # between two saves, at the least; longer where saving takes long
 SAVING_SHARE = 0.02  # of the time, at the most
 

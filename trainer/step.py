@@ -45,9 +45,9 @@ class Step:
 
     Where the round has stored rows, `StoredRows.add` has completed it.
 
-    The gradient is that of the loss's mean over the triplets of all devices' batches (of `active-triplet` and of stored
-    rows: of each device's mean, weighted by its triplets). Batch normalisation takes its statistics per device, as
-    usual, unless its layers are `synchronized`.
+    The gradient is that of the loss's mean over the triplets of all devices' batches (of `active-triplet`: of each
+    device's mean, weighted by its triplets), and of the stored rows' loss: of each device's mean, weighted by its rows.
+    Batch normalisation takes its statistics per device, as usual, unless its layers are `synchronized`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Step:
         self._model, self._strategy, self._jit = model, strategy, jit
         # One trace for all shapes: traces for two shapes may round differently, and a resumed run would differ.
         # Values per device take no signature.
-        signature = [spec, tf.TensorSpec([])] if strategy.num_replicas_in_sync == 1 else None
+        signature = [spec, tf.TensorSpec([2])] if strategy.num_replicas_in_sync == 1 else None
 
         # XLA takes the gradients, not the update: that one talks to the other devices.
         @tf.function(jit_compile=jit, autograph=False)  # type: ignore[untyped-decorator]
@@ -66,15 +66,15 @@ class Step:
                 d_ap, d_an = losses.triplet_distances(embeddings, batch["triplets"])
                 value = losses.LOSSES[loss](d_ap, d_an, margin, batch["valid"])
                 of_stored = _stored_rows_loss(embeddings, batch)
-                weighted = (value + of_stored) * share
+                weighted = value * share[0] + of_stored * share[1]
             sums = _sums(d_ap, d_an, margin, batch["valid"])
             return value, sums, of_stored, embeddings, tape.gradient(weighted, model.trainable_variables)
 
         def on_one(batch: dict[str, Any], share: Any) -> Any:
             value, sums, of_stored, embeddings, found = gradients(batch, share)
             optimizer.apply_gradients(zip(found, model.trainable_variables, strict=True))
-            sums *= tf.cast(share > 0, tf.float32)
-            return tf.concat([[value * share], sums, [of_stored * share]], axis=0), embeddings
+            sums *= tf.cast(share[1] > 0, tf.float32)
+            return tf.concat([[value * share[0]], sums, [of_stored * share[1]]], axis=0), embeddings
 
         def measure_one(batch: dict[str, Any]) -> Any:
             d_ap, d_an = losses.triplet_distances(self._embed(batch), batch["triplets"])
@@ -100,11 +100,10 @@ class Step:
 
     def _run(self, batches: list[dict[str, Any]]) -> Any:
         replicas = self._strategy.num_replicas_in_sync
-        counts = [float(tf.reduce_sum(batch["valid"])) for batch in batches]
         missing = replicas - len(batches)  # at the end of an epoch: a batch again, with no weight
+        counts = np.array([[batch[name].numpy().sum() for name in ("valid", "real")] for batch in batches], np.float32)
+        shares = [*(counts / np.maximum(counts.sum(axis=0), 1)), *[np.zeros(2, np.float32)] * missing]
         batches = batches + [batches[-1]] * missing
-        total = sum(counts)  # 0 where packs have no triplets of their own: then all weigh the same
-        shares = [count / total if total else 1 / len(counts) for count in counts] + [0.0] * missing
         if replicas == 1:
             return self._on_all(batches[0], tf.constant(shares[0]))
 

@@ -47,6 +47,7 @@ END = {
     "validation": "MAP@R on the validation split did not rise",
 }
 BATCH_ROWS = 128  # images a batch where packs do not say it
+FRESH_EPOCH = {"batches": 0, "steps": 0, "idle": 0, "triplets": 0, "sums": [0.0] * 5}  # idle: steps without triplets
 FRESH_ROWS = 1024  # how many tell the active share before training
 
 
@@ -326,7 +327,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
     replicas = strategy.num_replicas_in_sync
     progress: dict[str, Any] = {
         "step": 0, "rows": 0, "seconds": 0.0, "fresh": None, "epochs": [],
-        "epoch": {"batches": 0, "steps": 0, "triplets": 0, "sums": [0.0] * 5},
+        "epoch": dict(FRESH_EPOCH),
     }  # fmt: skip
     names = (
         "epochs", "batch_rows", "learning_rate", "decay_rounds", "seed", "loss", "stored_rows", "min_active",
@@ -377,6 +378,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
                     here["triplets"] += triplets
                     here["batches"] += len(batches)
                     here["steps"] += 1
+                    here["idle"] += triplets == 0
                     progress["step"] += 1
                     progress["seconds"] = time.time() - started
                     with log.as_default(step=steps_before + progress["step"]):
@@ -400,7 +402,7 @@ def train_round(arguments: argparse.Namespace, round_: Round, optimizer: Any, st
                 done["validation_map_at_r"] = validation_map(model, round_.corpus, round_.run_dir)
             best = max((e.get("validation_map_at_r", -1.0) for e in progress["epochs"]), default=-1.0)
             progress["epochs"].append(done)
-            progress["epoch"] = {"batches": 0, "steps": 0, "triplets": 0, "sums": [0.0] * 5}
+            progress["epoch"] = dict(FRESH_EPOCH)
             print("  " + line_of_epoch(epoch, done))
             if done["active_share"] < arguments.min_active:
                 stopped_by = "min_active"
@@ -450,7 +452,7 @@ def groups(batches: Any, size: int) -> Iterator[list[Any]]:
 
 def summary_of_epoch(sums: dict[str, Any]) -> dict[str, Any]:
     active, d_ap, d_an = (value / sums["triplets"] for value in sums["sums"][1:4])
-    loss, stored = (sums["sums"][k] / sums["steps"] for k in (0, 4))
+    loss, stored = sums["sums"][0] / (sums["steps"] - sums["idle"]), sums["sums"][4] / sums["steps"]
     return {
         "loss": loss, "stored_rows_loss": stored, "active_share": active, "d_ap": d_ap, "d_an": d_an,
         "triplets": sums["triplets"],
