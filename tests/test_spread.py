@@ -102,7 +102,7 @@ def test_every_row_is_dealt_once(seed, sizes, fill, pack_rows):
 
 def test_near_classes_are_neighbours_and_far_ones_share_packs():
     """Classes on a ring: a pack has one of each sixteenth of it, or a neighbour's."""
-    angle = np.arange(160) * 2 * np.pi / 160
+    angle = np.random.default_rng(0).permutation(160) * 2 * np.pi / 160  # no class beside its neighbours
     embedding = np.repeat(np.stack([np.cos(angle), np.sin(angle)], axis=1), 4, axis=0)
     label = np.repeat(np.arange(160), 4)
     block = Block(row=np.arange(640), embedding=selection.to_grid(embedding.astype(np.float32)))

@@ -435,3 +435,9 @@ def test_a_rounds_decoded_images_go_with_it(mined, tmp_path, monkeypatch):
     assert train.main(["--run_dir", str(run)]) == 0
     [decoded] = made
     assert not decoded._kept
+
+
+def test_the_loss_of_an_epoch_is_that_of_steps_with_triplets():
+    epoch = {"batches": 4, "steps": 4, "idle": 2, "triplets": 10, "sums": [0.6, 5.0, 4.0, 8.0, 2.0]}
+    told = train.summary_of_epoch(epoch)
+    assert told["loss"] == 0.3 and told["stored_rows_loss"] == 0.5 and told["active_share"] == 0.5
