@@ -191,7 +191,7 @@ def test_rows_that_no_pack_can_hold_are_counted(tmp_path):
 
 
 @pytest.mark.filterwarnings("error:invalid value encountered:RuntimeWarning")
-@pytest.mark.parametrize("jit", [[], ["--jit"]], ids=["", "jit"])
+@pytest.mark.parametrize("jit", [[], pytest.param(["--jit"], marks=pytest.mark.slow)], ids=["", "jit"])
 def test_a_pack_may_have_no_triplet_of_its_own(fresh_run, jit):
     """With so thin a band few pairs find a negative in their pack; stored rows still teach all rows."""
     flags = [*SPREAD[:2], "--margin", "0.002", "--pack_rows", "8", "--fill", "2"]
