@@ -11,7 +11,7 @@ PYTHON ?= python3.11
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: corpus $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' $(MAKEFILE_LIST)) # what `help` lists
+.PHONY: corpus first $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' $(MAKEFILE_LIST)) # what `help` lists
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -41,16 +41,20 @@ corpus: .venv/installed
 	@if [ ! -e "$(RUN_DIR)/corpus/corpus.json" ] || [ "$(origin SOURCE)" != file ]; then \
 	  $(PY) -m pipeline.ingest --run_dir "$(RUN_DIR)" --source "$(SOURCE)" $(filter @%,$(ARGS)); fi
 
-mine: corpus ## mine the newest checkpoint's round (ingests SOURCE first if need be)
+# The trainer chooses the network; mining never imports it.
+first: corpus
+	@[ -e "$(RUN_DIR)/rounds/0000/checkpoint/model.keras" ] || $(PY) -m trainer.init --run_dir "$(RUN_DIR)"
+
+mine: first ## mine the newest checkpoint's round (ingests SOURCE and makes a first checkpoint if need be)
 	@$(PY) -m pipeline.mine --run_dir "$(RUN_DIR)" $(ARGS)
 
 train: .venv/installed ## train on the newest mined round, write the next checkpoint
 	@$(PY) -m trainer.train --run_dir "$(RUN_DIR)" $(ARGS)
 
 warmup: corpus ## train round 0's checkpoint in-batch before anything is mined
-	@$(PY) -m trainer.train --run_dir "$(RUN_DIR)" --online $(ARGS)
+	@$(PY) -m trainer.warmup --run_dir "$(RUN_DIR)" $(ARGS)
 
-rounds: corpus ## mine and train ROUNDS times in turn
+rounds: corpus ## mine and train in turn until there are ROUNDS rounds, by the recipe that does best
 	@$(PY) -m pipeline.rounds --run_dir "$(RUN_DIR)" --rounds $(ROUNDS) $(ARGS)
 
 evaluate: .venv/installed ## held-out retrieval of the newest checkpoint
@@ -67,13 +71,21 @@ demo: .venv/installed ## three rounds on Omniglot and their report: OMNIGLOT=FOL
 	  rm -rf runs/omniglot && $(PY) -m zipfile -e "$$images" runs/omniglot || exit 1; \
 	  images=runs/omniglot; set -- runs/omniglot/*/; if [ $$# = 1 ]; then images="$${1%/}"; fi; fi; \
 	$(PY) -m pipeline.ingest --run_dir runs/demo --source "images:$$images"
-	@[ -e runs/demo/best/best.json ] || $(PY) -m pipeline.rounds --run_dir runs/demo --rounds 3
+	@$(PY) -m pipeline.rounds --run_dir runs/demo --rounds 3
 	@$(PY) -m trainer.evaluate --run_dir runs/demo --round 0 1 2 3
 	@$(PY) -m pipeline.report --run_dir runs/demo
 	@echo "open $(CURDIR)/runs/demo/index.html"
 
-doctor: .venv/installed ## check the machine and RUN_DIR: versions, devices, disk, corpus, rounds
-	@$(PY) -m pipeline.doctor --run_dir "$(RUN_DIR)" $(ARGS)
+HELP := pipeline.ingest trainer.init trainer.warmup pipeline.mine trainer.train pipeline.rounds trainer.evaluate \
+  pipeline.embed pipeline.report "pipeline.records inspect" "pipeline.records verify"
+
+docs: .venv/installed ## write docs/commands.md anew from what each command's --help says
+	@{ sed -n '1,/^---/p' docs/commands.md; for command in $(HELP); do \
+	  printf '\n## %s\n\n```\n' "$$command"; COLUMNS=100 $(PY) -m $$command --help | sed 's/ *$$//'; echo '```'; done; } > docs/commands.new
+	@mv docs/commands.new docs/commands.md
+
+verify: .venv/installed ## every file below RUN_DIR against its manifest
+	@$(PY) -m pipeline.records verify "$(RUN_DIR)"
 
 test: .venv/installed ## the tests but the slow ones
 	$(PY) -m pytest -m "not slow" $(ARGS)
@@ -84,10 +96,10 @@ test-all: .venv/installed ## every test
 test-web: .venv/installed ## the report in headless Chromium
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
 	  echo "test-web needs Chromium and its driver: apt-get install chromium chromium-driver"; exit 1; }
-	$(PY) -m pytest tests/test_web.py $(ARGS)
+	$(PY) -m pytest tests/slow/test_web.py $(ARGS)
 
 test-faults: .venv/installed $(FASHION_MNIST) ## kill -9 at 54 instants, and every kind of bad input (under 30 minutes)
-	@$(PY) tests/faults.py --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
+	@PYTHONPATH=. $(PY) tests/slow/faults.py --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
 
 FLINK := .venv/flink-$(FLINK_VERSION)
 FLINK_WITH = --libraries $(FLINK)/pyflink/lib --jar "$(FLINK_JOB_SERVER_JAR)"
@@ -111,9 +123,6 @@ test-flink: $(FLINK) ## the job on Flink, also with TaskManagers killed (needs j
 bench-flink: $(FLINK) $(FASHION_MNIST) ## two workers on Flink against one
 	@$(PY) -m benchmarks.flink_speed $(FLINK_WITH) --fashion_mnist "$(FASHION_MNIST)"
 
-bench-scale: .venv/installed ## how a round of 10^7 rows would lie on 1,000 workers, simulated
-	@$(PY) -m benchmarks.scale $(ARGS)
-
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -128,7 +137,7 @@ runs/fashion-mnist: # the IDX files from Debian's package, without installing it
 	@cd runs/.debian && { apt-get download -q dataset-fashion-mnist || { apt-get update -q && apt-get download -q dataset-fashion-mnist; }; }
 	@dpkg -x runs/.debian/*.deb runs/.debian && mv runs/.debian/usr/share/datasets/fashion-mnist $@ && rm -rf runs/.debian
 
-bench-selection: .venv/bench-installed $(FASHION_MNIST) ## selection against sgemm, FAISS and its own parts (10 minutes)
+bench-selection: .venv/bench-installed $(FASHION_MNIST) ## the scan against sgemm and FAISS, what an image more costs mining (12 minutes)
 	@$(PY) -m benchmarks.selection --fashion_mnist "$(FASHION_MNIST)" $(if $(OMNIGLOT),--omniglot "$(firstword $(OMNIGLOT))") $(ARGS)
 
 bench-quality: .venv/bench-installed $(FASHION_MNIST) ## packs against in-batch mining (OMNIGLOT="A.zip B.zip"; 14 minutes; ARGS=--full: hours)
@@ -144,10 +153,10 @@ bench-quality: .venv/bench-installed $(FASHION_MNIST) ## packs against in-batch 
 bench-peers: .venv/bench-installed .venv-peers/installed $(FASHION_MNIST) ## the miners of other libraries on the same embeddings
 	@$(PY) -m benchmarks.peers --fashion_mnist "$(FASHION_MNIST)" --python .venv-peers/bin/python $(ARGS)
 
-bench-trainer: .venv/bench-installed ## reading, rounds and image passes on Omniglot (about 20 minutes)
+bench-trainer: .venv/bench-installed ## reading, rounds and image passes on Omniglot (about 15 minutes)
 	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
 	@$(PY) -m benchmarks.trainer --omniglot $(OMNIGLOT) $(ARGS)
 
 clean: ## remove .venv, caches and runs/digits
-	rm -rf .venv .venv-peers build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/digits
+	rm -rf .venv .venv-peers .venv-versions build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/digits
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

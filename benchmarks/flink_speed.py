@@ -14,58 +14,54 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import flink
+from benchmarks.runs import ingest_source
 from benchmarks.table import Row, finish, show
-from pipeline import records
+from pipeline.files import manifests
+from pipeline.files.layout import Run
+from pipeline.mining.manifest import Stats, TripletsManifest
+from trainer.first import write_first
+from trainer.options import InitOptions
 
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 STAGES = {"embed": "embeddings/*/*.npy", "scan": "work/*/found/*.npz"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """rate: files of a stage a second, counted from when every worker has done one. beam: share of the workers' time
-    in which they neither embed nor scan nor write: Beam's, Flink's, and the start of Python and TensorFlow."""
+class Measured:
+    """rate: files of a stage a second, counted from when every worker has done one."""
 
     rate: dict[str, float]
     started: float  # seconds until every worker had embedded a shard
     seconds: float
-    beam: float
     digest: str
 
 
 def prepare(fashion_mnist: Path, run: Path) -> None:
     """All 70,000 rows in the train split, and an untrained checkpoint."""
-    all_rows = ["--validation_share", "0", "--eval_share", "0"]
-    for call in (
-        ["pipeline.ingest", "--source", f"fashion_mnist:{fashion_mnist}", *all_rows],
-        ["trainer.train", "--init"],
-    ):
-        subprocess.run([sys.executable, "-m", *call, "--run_dir", str(run)], check=True, stdout=subprocess.DEVNULL)
+    ingest_source(run, f"fashion_mnist:{fashion_mnist}", validation_share=0.0, eval_share=0.0)
+    write_first(run, InitOptions())
 
 
-def mine(source: Path, run: Path, workers: int) -> Run:
+def mine(source: Path, run: Path, workers: int) -> Measured:
     shutil.copytree(source, run)
     worker = Path(sys.executable).with_name("triplet-miner-worker")
     environment = json.dumps({"command": str(worker), "env": ONE_THREAD})
     call = ["pipeline.mine", "--run_dir", str(run), "--pick", "nearest", "--positives", "2", "--threads", "1"]
     call += [f"@{flink.ARGS}", f"--environment_config={environment}", f"--parallelism={workers}"]
-    directory, seen = records.round_dir(run, 0), {stage: [time.monotonic()] for stage in STAGES}
+    round, seen = Run(run).round(0), {stage: [time.monotonic()] for stage in STAGES}
     process = subprocess.Popen([sys.executable, "-m", *call], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while process.poll() is None:
         for stage, pattern in STAGES.items():
-            there = sum(not path.name.startswith(".") for path in directory.glob(pattern))
+            there = sum(not path.name.startswith(".") for path in round.path.glob(pattern))
             seen[stage] += [time.monotonic()] * (there + 1 - len(seen[stage]))  # when the n-th file was there
         time.sleep(0.01)
     if process.returncode:
         sys.exit(process.communicate()[0].decode())
-    stats = json.loads((directory / "stats.json").read_text())
-    seconds = stats["mining_seconds"]
-    return Run(
+    return Measured(
         rate={stage: (len(at) - 1 - workers) / (at[-1] - at[workers]) for stage, at in seen.items()},
         started=seen["embed"][workers] - seen["embed"][0],
-        seconds=seconds,
-        beam=1 - sum(stats["worker_seconds"].values()) / (workers * seconds),
-        digest=json.loads(records.manifest_path(run, 0).read_text())["triplet_digest"],
+        seconds=manifests.read(round.stats, Stats).mining_seconds,
+        digest=manifests.read(round.manifest, TripletsManifest).triplet_digest,
     )
 
 
@@ -95,7 +91,6 @@ def main() -> int:
         rows.append(Row(what=f"{stage}: two workers of one thread over one", value=two / one, note=note))
     whole = f"{runs[1].seconds:.1f} s and {runs[2].seconds:.1f} s"
     rows.append(Row(what="the whole job", value=runs[1].seconds / runs[2].seconds, note=whole))
-    rows += [Row(what=f"share outside embed, scan and write: {n} worker(s)", value=runs[n].beam) for n in runs]
     rows += [Row(what=f"seconds until each of {n} worker(s) had embedded a shard", value=runs[n].started) for n in runs]
     for row in rows:
         show(row)

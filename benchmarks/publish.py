@@ -1,8 +1,8 @@
-"""Puts the results of `make bench-quality bench-peers` into docs/results/ and into README.md.
+"""Puts the results of `make bench-quality bench-peers` into docs/results/ and docs/benchmarks.md.
 
     python -m benchmarks.publish
 
-README's section between the two marker comments is written anew from the JSON files; nothing in it is typed by hand.
+The page's section between the two marker comments is written anew from the JSON files; nothing in it is typed by hand.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "results"
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks.publish: begin -->", "<!-- benchmarks.publish: end -->"
 
 
@@ -50,7 +50,7 @@ def quality(result: dict[str, Any]) -> list[str]:
             shown += [f"{row[m][0]:,.0f}" if row[m][0] else "" for m in ("passes", "mined", "triplets", "seconds")]
             lines.append(f"| {what} | " + " | ".join(shown) + " |")
         lines.append("")
-    return [*lines, *bounds(result), "", "![MAP@R over image passes](docs/quality.png)", "", provenance(result)]
+    return [*lines, *bounds(result), "", "![MAP@R over image passes](quality.png)", "", provenance(result)]
 
 
 def peers(result: dict[str, Any]) -> list[str]:
@@ -80,12 +80,12 @@ def main() -> int:
             shutil.copyfile(new, DOCS / new.name)
         if (DOCS / new.name).exists():
             lines += ["", *section(json.loads((DOCS / new.name).read_text()))]
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        print(f"{README} lacks the lines {BEGIN} and {END}", file=sys.stderr)
+        print(f"{PAGE} lacks the lines {BEGIN} and {END}", file=sys.stderr)
         return 1
-    README.write_text("\n".join([before + lines[0], *lines[1:], "", END]) + after, encoding="utf-8")
+    PAGE.write_text("\n".join([before + lines[0], *lines[1:], "", END]) + after, encoding="utf-8")
     return 0
 
 

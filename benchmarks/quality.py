@@ -2,62 +2,77 @@
 
     make bench-quality OMNIGLOT="images_background_small1.zip images_background_small2.zip"
 
-The project's own commands train every row, on Omniglot's characters (those that several folders share count once), each
-also turned by 90, 180 and 270 degrees as classes of their own (as in Matching Networks, section 4.1.1,
+Every row is trained by the project's own functions, on Omniglot's characters (those that several folders share count
+once), each also turned by 90, 180 and 270 degrees as classes of their own (as in Matching Networks, section 4.1.1,
 https://arxiv.org/abs/1606.04080). Characters, with their turns, are held out whole. Each seed draws which, for the
 gain differs more between splits of the characters than between seeds. Settings were chosen with other splits and seeds
 (`--tune` is the grid of rates and margins). An image pass is an image forwarded and backwarded; warm-up passes count.
 """
 
 import argparse
-import contextlib
 import io
-import json
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from benchmarks.omniglot import merged
+from benchmarks.runs import IN_PROCESS, ingest_arrays, ingest_source
 from benchmarks.table import Row, finish, show
-from pipeline import ingest, mine, records, selection, spread
-from pipeline.embed import Embedder
-from pipeline.pool import Pool
-from pipeline.rounds import MINE, TRAIN
-from trainer import train
-from trainer.evaluate import retrieval
+from pipeline.corpus.corpus import SPLITS, Corpus, Split, open_corpus
+from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.network import load_checkpoint
+from pipeline.embedding.store import EmbeddingStore
+from pipeline.files import manifests
+from pipeline.files.layout import Run
+from pipeline.files.manifests import sha256_of_json
+from pipeline.mining.job import mine
+from pipeline.mining.manifest import open_triplets
+from pipeline.packs import spread
+from pipeline.packs.packs import PackOptions, Packs
+from pipeline.packs.payload import Payload
+from pipeline.packs.write import SCOPES, write_packs
+from pipeline.triplets.rows import Block, Triplets, to_grid
+from pipeline.triplets.rule import KINDS, Rule
+from trainer.loop import Schedule, train_newest
+from trainer.measures.retrieval import retrieval
+from trainer.options import TrainOptions, WarmupOptions
+from trainer.recipe import Recipe, read_recipe
+from trainer.warming import warm_up
 
 BATCH = 128  # images a step in-batch; with 64 or 32 it ends lower
 FORWARD = 1 / 3  # of a training pass: what a forward pass of mining costs
 TUNING_SPLIT = 0  # of the characters
-SPLITS = {6: 3, 7: 4, 8: 5}  # of the characters, by the runs' seed: no setting was chosen on these
+SPLIT_OF_SEED = {6: 3, 7: 4, 8: 5}  # of the characters, by the runs' seed: no setting was chosen on these
 PICTURE = Path(__file__).parent.parent / "docs" / "quality.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """warmup: share of the passes that are in-batch. online, mine, train: flags of the commands.
+class Contender:
+    """warmup: share of the passes that are in-batch, with the recipe's warm-up.
 
-    rounds: how many, of so many passes in all; None for in-batch only. rows: that one of `--anchors` brings into a pack
-    at the most: with corpus triplets its own class' and its negative's, or three. train: {rounds} is their number.
-    control: the rounds' packs are replaced by as many that no embedding has a part in: `random`, of randomly drawn
-    classes; or `even`, every row once in random company.
+    rounds: how many, of so many passes in all; None for in-batch only. rows: that one of `anchors` brings into a pack
+    at the most: with corpus triplets its own class' and its negative's, or three. one_decay: the learning rate falls
+    over all rounds, and not over each. control: the rounds' packs are replaced by as many that no embedding has a part
+    in: `random`, of randomly drawn classes; or `even`, every row once in random company.
     """
 
     name: str
-    online: tuple[str, ...]
+    recipe: Recipe
     warmup: float = 1.0
     rounds: Callable[[int], int] | None = None
     rows: int = 8
-    mine: tuple[str, ...] = ()
-    train: tuple[str, ...] = ()
+    one_decay: bool = False
     control: str = ""
 
     def anchors(self, passes: int) -> int:
@@ -66,44 +81,47 @@ class Recipe:
         return round((1 - self.warmup) * passes / self.rounds(passes) / self.rows)
 
 
-RATE = ("--learning_rate", "0.003")
-ONLINE = Recipe(name="in-batch, best margin", online=(*RATE, "--margin", "1.0"))
 # The best of what was tried, with splits 0 to 2 and seeds 0 and 1.
-OFFLINE = Recipe(
-    name="packs with stored rows", online=ONLINE.online, warmup=0.24, rounds=lambda passes: passes // 16_000, rows=1,
-    mine=tuple(MINE.split()), train=(*TRAIN.split(), "--decay_rounds", "{rounds}"),
+IN_BATCH = WarmupOptions(margin=1.0, learning_rate=0.003)
+ONLINE = Contender(name="in-batch, best margin", recipe=Recipe(warmup=IN_BATCH))
+OFFLINE = Contender(
+    name="packs with memory", recipe=replace(read_recipe("best"), warmup=IN_BATCH), warmup=0.24,
+    rounds=lambda passes: passes // 16_000, rows=1, one_decay=True,
 )  # fmt: skip
-PLAIN = Recipe(
-    name="packs, the triplet loss alone", online=ONLINE.online, warmup=0.5, rounds=lambda passes: passes // 16_000,
-    train=RATE,
+PLAIN = Contender(
+    name="packs, the triplet loss alone", recipe=Recipe(warmup=IN_BATCH, train=TrainOptions(learning_rate=0.003)),
+    warmup=0.5, rounds=lambda passes: passes // 16_000,
 )  # fmt: skip
 FULL_ONLY = ("plain-control", "lone")
-RECIPES = {
+CONTENDERS = {
     "online": ONLINE,
     "packs": OFFLINE,
-    "control": replace(OFFLINE, name="packs of random classes with stored rows", control="random"),
-    "even": replace(OFFLINE, name="packs of each row once, at random, with stored rows", control="even"),
+    "control": replace(OFFLINE, name="packs of random classes with memory", control="random"),
+    "even": replace(OFFLINE, name="packs of each row once, at random, with memory", control="even"),
     "plain": PLAIN,
     "plain-control": replace(PLAIN, name="packs of random classes, the triplet loss alone", control="random"),
-    "lone": replace(PLAIN, name="lone triplets, the triplet loss alone", rows=3, mine=("--pack_rows", "3")),
-}
+    "lone": replace(
+        PLAIN, name="lone triplets, the triplet loss alone", rows=3,
+        recipe=replace(PLAIN.recipe, packing=PackOptions(pack_rows=3)),
+    ),
+}  # fmt: skip
 
 
 # ---- The data. ----
 
 
-def turned(upright: records.Corpus, split: str, path: Path) -> None:
-    """Writes a split's images, and their three turns as classes of their own, for the source `arrays`."""
+def ingest_turned(upright: Split, run_dir: Path) -> Corpus:
+    """A corpus of a split's images, and of their three turns as classes of their own, all in its train split."""
     from PIL import Image
 
-    there = upright.split(split)
-    found = [records.parse_example(record) for record in there.read(np.arange(there.rows))]
+    found = list(upright.examples(np.arange(upright.rows)))
     images = np.stack([np.asarray(Image.open(io.BytesIO(e["image"][0])).convert("L")) for e in found])
     labels = np.array([e["label"][0].decode() for e in found])
-    np.savez(
-        path, images=np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in range(4)]),
+    ingest_arrays(
+        run_dir, images=np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in range(4)]),
         labels=np.concatenate([np.char.add(labels, f"/{90 * turn}") for turn in range(4)]),
     )  # fmt: skip
+    return open_corpus(run_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,53 +129,35 @@ class Data:
     """A run directory with nothing but a corpus, and the rows that are held out: (corpus, split) by name."""
 
     run_dir: Path
-    held_out: dict[str, tuple[records.Corpus, str]]
+    held_out: dict[str, tuple[Corpus, str]]
 
 
 def omniglot(sources: list[str], scratch: Path, seed: int) -> Data:
     """seed: of the split of the characters."""
     scratch.mkdir()
-    upright = scratch / "upright"
-    shares = ["--validation_share", "0.15", "--eval_share", "0.25", "--seed", seed]
-    quietly(ingest.main, "--run_dir", upright, "--source", f"images:{merged(sources, scratch / 'characters')}", *shares)
-    corpus = records.open_corpus(upright)
-    for split in records.SPLITS:
-        turned(corpus, split, scratch / f"{split}.npz")
-        source = ["--source", f"arrays:{scratch / split}.npz", "--validation_share", "0", "--eval_share", "0"]
-        quietly(ingest.main, "--run_dir", scratch / split, *source)
-    held_out = {split: (records.open_corpus(scratch / split), "train") for split in records.SPLITS[1:]}
-    return Data(run_dir=scratch / "train", held_out=held_out)
+    upright, characters = scratch / "upright", merged(sources, scratch / "characters")
+    ingest_source(upright, f"images:{characters}", validation_share=0.15, eval_share=0.25, seed=seed)
+    turned = {split: ingest_turned(open_corpus(upright).split(split), scratch / split) for split in SPLITS}
+    return Data(run_dir=scratch / "train", held_out={split: (turned[split], "train") for split in SPLITS[1:]})
 
 
 def fashion_mnist(directory: str, scratch: Path) -> Data:
     run_dir = scratch / "fashion-mnist"
-    quietly(ingest.main, "--run_dir", run_dir, "--source", f"fashion_mnist:{directory}")
-    corpus = records.open_corpus(run_dir)
-    return Data(run_dir=run_dir, held_out={split: (corpus, split) for split in records.SPLITS[1:]})
+    ingest_source(run_dir, f"fashion_mnist:{directory}")
+    return Data(run_dir=run_dir, held_out={split: (open_corpus(run_dir), split) for split in SPLITS[1:]})
 
 
 # ---- A run. ----
 
 
-def quietly(main: Any, *arguments: object) -> None:
-    """One of our commands, in this process."""
-    import keras
-
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = main([str(argument) for argument in arguments])
-    keras.backend.clear_session()
-    assert code == 0, said.getvalue()
-
-
 def evaluated(checkpoint: Path, data: Data, split: str) -> dict[str, float]:
     corpus, name = data.held_out[split]
-    of = corpus.split(name)
-    rows = np.arange(of.rows)
-    found = retrieval(Embedder(checkpoint, corpus)(of.read(rows)), of.class_of(rows))
+    of, embedder = corpus.split(name), Embedder(load_checkpoint(checkpoint), corpus.feature, checkpoint)
+    found = retrieval(embedder.split(of), of.class_of(np.arange(of.rows)))
     return {"map_at_r": found["map_at_r"], "recall_at_1": found["recall_at_1"]}
 
 
-@contextlib.contextmanager
+@contextmanager
 def fresh(data: Data) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=data.run_dir.parent) as scratch:
         run_dir = Path(scratch, "run")
@@ -165,30 +165,32 @@ def fresh(data: Data) -> Iterator[Path]:
         yield run_dir
 
 
-def run(recipe: Recipe, data: Data, passes: int, seed: int, split: str) -> dict[str, Any]:
-    """Trains with `recipe` for about that many image passes. Evaluates each round's checkpoint."""
-    started = time.time()
+def run(contender: Contender, data: Data, passes: int, seed: int, split: str) -> dict[str, Any]:
+    """Trains for about that many image passes. Evaluates each round's checkpoint."""
+    started, recipe = time.time(), contender.recipe
+    assert recipe.warmup
     with fresh(data) as run_dir:
-        common = ["--run_dir", run_dir, "--seed", seed]
-        steps = max(1, round(recipe.warmup * passes / BATCH))
-        quietly(train.main, *common, "--online", "--steps", steps, *recipe.online)
+        steps = max(1, round(contender.warmup * passes / BATCH))
+        warm_up(run_dir, replace(recipe.warmup, steps=steps, batch_rows=BATCH, seed=seed))
         done, mined, triplets, curve = steps * BATCH, 0, 0, []
-        rounds = recipe.rounds(passes) if recipe.rounds else 0
+        rounds = contender.rounds(passes) if contender.rounds else 0
         for number in range(rounds):
-            curve.append((done, evaluated(records.checkpoint_path(run_dir, number), data, split)))
-            quietly(mine.main, *common, "--anchors", recipe.anchors(passes), *recipe.mine)
-            if recipe.control:
-                random_packs(run_dir, number, seed, recipe.control == "even")
-            quietly(train.main, *common, *(flag.format(rounds=rounds) for flag in recipe.train))
-            told = json.loads((records.round_dir(run_dir, number) / "train" / "metrics.json").read_text())
-            done += told["image_passes"]
-            triplets += sum(epoch["triplets"] for epoch in told["epochs"])
-            mined += records.open_corpus(run_dir).split("train").rows
-        newest = records.newest_round(run_dir, records.checkpoint_path)
-        assert newest is not None
-        end = evaluated(records.checkpoint_path(run_dir, newest), data, split)
+            keras.backend.clear_session()
+            curve.append((done, evaluated(Run(run_dir).round(number).checkpoint, data, split)))
+            mining = replace(recipe.mining, seed=seed, anchors=contender.anchors(passes))
+            mine(run_dir, mining, recipe.packing, IN_PROCESS)
+            if contender.control:
+                random_packs(run_dir, number, seed, contender.control == "even")
+            schedule = Schedule(first=0, rounds=rounds) if contender.one_decay else None
+            trained = train_newest(run_dir, replace(recipe.train, seed=seed), schedule).metrics
+            assert trained
+            done += trained.image_passes
+            triplets += sum(epoch.triplets for epoch in trained.epochs)
+            mined += open_corpus(run_dir).split("train").rows
+        end = evaluated(Run(run_dir).round(rounds).checkpoint, data, split)
+    keras.backend.clear_session()
     return {
-        "recipe": recipe.name, "seed": seed, "passes": done, "mined": mined, "triplets": triplets, **end,
+        "recipe": contender.name, "seed": seed, "passes": done, "mined": mined, "triplets": triplets, **end,
         "curve": [*curve, (done, end)], "seconds": time.time() - started,
     }  # fmt: skip
 
@@ -199,40 +201,33 @@ def random_packs(run_dir: Path, number: int, seed: int, even: bool) -> None:
     even: every row once, as `spread` deals them when embeddings say nothing. Else of randomly drawn classes, each with
     as many rows as a pack is filled to, or more where there are too few classes to fill it.
     """
-    path = records.manifest_path(run_dir, number)
-    manifest = records.read_json(path, records.TRIPLETS_FORMAT)
-    options = manifest["options"]
-    names = ("margin", "positives", "seed", "min_negative_distance", "min_negative_ratio")
-    rule = selection.Rule(
-        shares=tuple(options["shares"].items()), round=number, pick=options["pack_pick"],
-        **{name: options[name] for name in names},
+    corpus, round = open_corpus(run_dir), Run(run_dir).round(number)
+    manifest = open_triplets(round, corpus)
+    rule, packing = manifest.mining.rule(number, manifest.packing.pack_pick), manifest.packing
+    store, rng = EmbeddingStore(round, corpus, manifest.checkpoint_digest), np.random.default_rng([seed, number])
+    if even:
+        packs = each_row_once(rule, store.split, rng, packing, manifest.rows)
+    else:
+        packs = random_classes(store.split, rng, packing, manifest.rows)
+    payload, shards, counts, cuts = Payload(store.split), [], Counter[str](), len(manifest.shards)
+    for n, old in enumerate(manifest.shards):
+        some = packs.take(n * len(packs) // cuts, (n + 1) * len(packs) // cuts)
+        shard, found = write_packs(round.triplets / old.file, rule, some, False, store, payload)
+        shards.append(shard)
+        counts.update(found)
+    triplets = {scope: {kind: counts[f"{scope}/{kind}"] for kind in KINDS} for scope in SCOPES}
+    replaced = replace(
+        manifest, triplets=sum(sum(kinds.values()) for kinds in triplets.values()), packs=len(packs),
+        rows=len(packs.rows), counts=triplets, shards=shards,
+        triplet_digest=sha256_of_json([shard.sha256 for shard in shards]),
     )  # fmt: skip
-    job = mine.Job(
-        run_dir=run_dir, round=number, rule=rule, corpus_fingerprint=manifest["corpus_fingerprint"],
-        checkpoint_digest=manifest["checkpoint_digest"],
-    )  # fmt: skip
-    pool = job.open_pool()
-    rng = np.random.default_rng([seed, number])
-    drawn = (each_row_once if even else random_classes)(rule, pool, rng, options, manifest["rows"])
-    payload, shards, triplets = mine.Payload(pool), manifest["shards"], 0
-    for shard, entry in enumerate(shards):
-        some = drawn.take(*(n * len(drawn) // len(shards) for n in (shard, shard + 1)))
-        written = list(mine.serialised_packs(rule, pool, payload, some, True))
-        entry.update(records.write_framed(path.parent / entry["file"], [(part, len(n)) for part, n, _ in written]))
-        sizes = [int(n) for _, of_part, _ in written for n in of_part]
-        entry["max_pack_triplets"] = max(sizes, default=0)
-        triplets += sum(sizes)
-    digest = records.sha256_of_json([entry["sha256"] for entry in shards])
-    made = {"triplets": triplets, "packs": len(drawn), "rows": len(drawn.rows), "triplet_digest": digest}
-    records.write_json(path, {**manifest, **made})
+    manifests.write(round.manifest, replaced)
 
 
-def random_classes(
-    rule: selection.Rule, pool: Pool, rng: np.random.Generator, options: dict[str, Any], rows: int
-) -> mine.Packs:
-    first = pool.split.first_rows
-    width = min(len(pool.split.labels), options["pack_rows"] // options["fill"])
-    fill = options["pack_rows"] // width
+def random_classes(split: Split, rng: np.random.Generator, packing: PackOptions, rows: int) -> Packs:
+    first = split.first_rows
+    width = min(len(split.labels), packing.pack_rows // packing.fill)
+    fill = packing.pack_rows // width
     packs = round(rows / (fill * width))
     usable = np.flatnonzero(np.diff(first) >= fill)
     classes = [rng.choice(usable, width, replace=False) for _ in range(packs)]
@@ -240,25 +235,20 @@ def random_classes(
     return bare_packs(np.concatenate(drawn), np.arange(packs + 1) * fill * width)
 
 
-def each_row_once(
-    rule: selection.Rule, pool: Pool, rng: np.random.Generator, options: dict[str, Any], rows: int
-) -> mine.Packs:
-    every = pool.row(np.arange(pool.rows))
-    noise = selection.to_grid(rng.standard_normal((len(every), 8)).astype(np.float32))
-    block = selection.Block(row=every, embedding=noise)
-    groups = spread.group_rows(rule, block, pool.split.class_of(every), options["fill"])
-    place = rng.permutation(len(pool.split.labels))[groups.label]
-    dealt, starts = spread.deal(rule, groups, place, options["pack_rows"], options["fill"])
+def each_row_once(rule: Rule, split: Split, rng: np.random.Generator, packing: PackOptions, rows: int) -> Packs:
+    every = np.arange(split.rows)
+    block = Block(row=every, embedding=to_grid(rng.standard_normal((len(every), 8)).astype(np.float32)))
+    groups = spread.group_rows(rule, block, split.class_of(every), packing.fill)
+    place = rng.permutation(len(split.labels))[groups.label]
+    dealt, starts = spread.deal(rule, groups, place, packing.pack_rows, packing.fill)
     starts = starts[: np.searchsorted(starts, rows, "right")]
     return bare_packs(dealt[: starts[-1]], starts)
 
 
-def bare_packs(rows: np.ndarray, starts: np.ndarray) -> mine.Packs:
+def bare_packs(rows: np.ndarray, starts: np.ndarray) -> Packs:
     """Without corpus triplets."""
     none = np.zeros(len(starts), np.int64)
-    return mine.Packs(
-        shard="control", rows=rows, starts=starts, triplets=selection.Triplets.none(), triplet_starts=none
-    )
+    return Packs(shard=0, rows=rows, starts=starts, triplets=Triplets.none(), triplet_starts=none)
 
 
 # ---- The table. ----
@@ -266,18 +256,19 @@ def bare_packs(rows: np.ndarray, starts: np.ndarray) -> mine.Packs:
 
 def tune(data: Data, passes: int) -> None:
     """Prints MAP@R on the validation characters for learning rates and margins, one seed each."""
-    for rate in ("0.001", "0.003", "0.01"):
-        for margin in ("0.2", "0.5", "1.0"):
-            flags = ("--learning_rate", rate, "--margin", margin)
-            online = replace(ONLINE, online=flags)
-            offline = replace(OFFLINE, train=(*OFFLINE.train, *flags[:2]), mine=(*OFFLINE.mine, *flags[2:]))
-            for name, recipe in (("in-batch", online), ("packs", offline)):
-                found = run(recipe, data, passes, 0, "validation")
+    for rate in (0.001, 0.003, 0.01):
+        for margin in (0.2, 0.5, 1.0):
+            online = replace(ONLINE, recipe=Recipe(warmup=WarmupOptions(learning_rate=rate, margin=margin)))
+            recipe = OFFLINE.recipe
+            trained, mining = replace(recipe.train, learning_rate=rate), replace(recipe.mining, margin=margin)
+            offline = replace(OFFLINE, recipe=replace(recipe, train=trained, mining=mining))
+            for name, contender in (("in-batch", online), ("packs", offline)):
+                found = run(contender, data, passes, 0, "validation")
                 print(f"{name:<10}rate {rate}  margin {margin}  validation MAP@R {found['map_at_r']:.3f}", flush=True)
 
 
 def table(of_seed: dict[int, Data], names: list[str], passes: int) -> tuple[dict[str, Any], list[Row]]:
-    """Every recipe for every seed, on its data; the in-batch ones as many passes as the packs of that seed took."""
+    """Every contender for every seed, on its data; the in-batch ones as many passes as the packs of that seed took."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     runs["online-counted"] = []
 
@@ -287,18 +278,18 @@ def table(of_seed: dict[int, Data], names: list[str], passes: int) -> tuple[dict
               f"MAP@R {found['map_at_r']:.3f}  {found['seconds']:4.0f} s", flush=True)  # fmt: skip
 
     for seed, data in of_seed.items():
-        packs_run = run(RECIPES["packs"], data, passes, seed, "eval")
+        packs_run = run(CONTENDERS["packs"], data, passes, seed, "eval")
         add("packs", packs_run)
         for name in (name for name in names if name != "packs"):
-            equal = passes if RECIPES[name].rounds else packs_run["passes"]
-            add(name, run(RECIPES[name], data, equal, seed, "eval"))
+            equal = passes if CONTENDERS[name].rounds else packs_run["passes"]
+            add(name, run(CONTENDERS[name], data, equal, seed, "eval"))
         counted = packs_run["passes"] + packs_run["mined"] * FORWARD
-        add("online-counted", run(RECIPES["online"], data, round(counted), seed, "eval"))
+        add("online-counted", run(CONTENDERS["online"], data, round(counted), seed, "eval"))
 
     def minus(one: str, other: str, bound: float | None, what: str = "") -> Row:
         gaps = [a["map_at_r"] - b["map_at_r"] for a, b in zip(runs[one], runs[other], strict=True)]
         each = ", ".join(f"{gap:+.3f}" for gap in gaps)
-        name = f"MAP@R, {RECIPES[one].name} minus {what or RECIPES[other].name}"
+        name = f"MAP@R, {CONTENDERS[one].name} minus {what or CONTENDERS[other].name}"
         return Row(what=name, value=statistics.mean(gaps), bound=bound, at_least=True, note=f"each seed {each}")
 
     rows = [
@@ -321,12 +312,12 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(results: dict[str, Any], data: Data, passes: int) -> None:
-    """The curves of the first seed, whose data are given, as a picture for the README."""
+    """The curves of the first seed, whose data are given, as a picture for docs/benchmarks.md."""
     from matplotlib.figure import Figure
 
     online = results["online"]["runs"][0]
     for part in (0.25, 0.5):  # in-batch training leaves no checkpoint on its way: shorter runs
-        found = run(RECIPES["online"], data, round(passes * part), online["seed"], "eval")
+        found = run(CONTENDERS["online"], data, round(passes * part), online["seed"], "eval")
         online["curve"].insert(-1, (found["passes"], {k: found[k] for k in ("map_at_r", "recall_at_1")}))
     figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -345,7 +336,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--omniglot", nargs="+", required=True, help="folders of alphabets, or zips of such")
     parser.add_argument("--fashion_mnist", required=True, help="directory of the four IDX files")
-    parser.add_argument("--full", action="store_true", help="128,000 passes, all recipes, each seed, on both")
+    parser.add_argument("--full", action="store_true", help="128,000 passes, all contenders, each seed, on both")
     parser.add_argument("--tune", action="store_true", help="only print the validation MAP@R of settings")
     arguments = parser.parse_args()
     passes = 128_000 if arguments.full else 48_000
@@ -354,12 +345,12 @@ def main() -> int:
         if arguments.tune:
             tune(omniglot(arguments.omniglot, scratch / "tuning", TUNING_SPLIT), passes)
             return 0
-        names = [name for name in RECIPES if arguments.full or name not in FULL_ONLY]
-        each = {seed: omniglot(arguments.omniglot, scratch / f"split-{n}", n) for seed, n in SPLITS.items()}
+        names = [name for name in CONTENDERS if arguments.full or name not in FULL_ONLY]
+        each = {seed: omniglot(arguments.omniglot, scratch / f"split-{n}", n) for seed, n in SPLIT_OF_SEED.items()}
         found, rows = table(each, names, passes)
         draw(found, next(iter(each.values())), passes)
         fashion = fashion_mnist(arguments.fashion_mnist, scratch)
-        seeds = list(SPLITS) if arguments.full else list(SPLITS)[:1]
+        seeds = list(SPLIT_OF_SEED) if arguments.full else list(SPLIT_OF_SEED)[:1]
         print("Fashion-MNIST, unseen examples", flush=True)
         names = names if arguments.full else ["online", "packs", "control"]
         of_fashion, more = table(dict.fromkeys(seeds, fashion), names, passes)

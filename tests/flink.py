@@ -22,9 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import flink
-from pipeline import records
+from pipeline.files.layout import Run
 
-SHARDS = "from pipeline import command, ingest; ingest.SHARD_ROWS = 256; command.run(ingest.main)"
+SHARDS = """
+import sys
+from pipeline.corpus.ingest import ingest
+from pipeline.ingest import Options
+from pipeline.process.beam import beam_options
+from pipeline.process.options import parse_with_beam
+options, rest = parse_with_beam(Options, "pipeline.ingest", "", sys.argv[1:])
+print(ingest(options.run_dir, options.ingest, beam_options(rest, options), shard_rows=256))
+"""
 INGEST = ["-c", SHARDS]  # 1,900 rows would be one shard: one worker's work
 MINE = ["-m", "pipeline.mine", "--positives", "4", "--threads", "1"]
 WORKER = "triplet-miner-worker"
@@ -37,7 +45,6 @@ class Row:
     what: str
     found: str
     seconds: float
-    workers: dict[str, float]  # seconds in embed, scan and write, summed over the workers
     restarts: int
     managers: int  # TaskManagers that ran some of it
 
@@ -66,20 +73,18 @@ class Test:
         assert process.returncode == 0, f"{what}: exit code {process.returncode}\n{output}"
         seconds = time.monotonic() - began
         manifest = json.loads(self.manifest(step, run).read_text())
-        stats = run / "rounds/0000/stats.json"
-        workers = json.loads(stats.read_text())["worker_seconds"] if step is MINE else {}
         found = manifest["fingerprint" if step is INGEST else "triplet_digest"]
         jobs = [job for job in self.jobs() if job not in before] if engine else []
         ran = [self.tasks(job) for job in jobs]
         restarts = max((task["attempt"] for tasks in ran for task in tasks), default=0)
         managers = {task["taskmanager-id"] for tasks in ran for task in tasks}
-        row = Row(what=what, found=found, seconds=seconds, workers=workers, restarts=restarts, managers=len(managers))
+        row = Row(what=what, found=found, seconds=seconds, restarts=restarts, managers=len(managers))
         self.rows.append(row)
         show(row)
         return row
 
     def manifest(self, step: list[str], run: Path) -> Path:
-        return run / "corpus/corpus.json" if step is INGEST else records.manifest_path(run, 0)
+        return Run(run).corpus_manifest if step is INGEST else Run(run).round(0).manifest
 
     def jobs(self) -> dict[str, Any]:
         return {job["jid"]: job for job in self.cluster.ask("/jobs/overview")["jobs"]}
@@ -93,7 +98,7 @@ class Test:
         local = self.scratch / "local"
         corpus = self.run("ingest, in one process", INGEST, local, engine=False)
         made = subprocess.run(
-            [sys.executable, "-m", "trainer.train", "--run_dir", str(local), "--init"], capture_output=True, text=True
+            [sys.executable, "-m", "trainer.init", "--run_dir", str(local)], capture_output=True, text=True
         )
         assert made.returncode == 0, made.stdout + made.stderr
         checkpoint = local / "rounds/0000/checkpoint"
@@ -126,8 +131,7 @@ class Test:
 
 
 def show(row: Row) -> None:
-    stages = "".join(f"{row.workers.get(stage, 0):>8.1f}" for stage in ("embed", "scan", "write"))
-    print(f"{row.what:<46}{row.seconds:>8.1f}{stages}{row.managers:>9}{row.restarts:>9}  {row.found[:12]}", flush=True)
+    print(f"{row.what:<46}{row.seconds:>8.1f}{row.managers:>9}{row.restarts:>9}  {row.found[:12]}", flush=True)
 
 
 @contextmanager
@@ -165,7 +169,7 @@ def main() -> int:
             return 1
         try:
             print(f"Flink {cluster.ask('/config')['flink-version']}, seconds of:")
-            print(f"{'':<46}{'all':>8}{'embed':>8}{'scan':>8}{'write':>8}{'managers':>9}{'restarts':>9}  digest")
+            print(f"{'':<46}{'all':>8}{'managers':>9}{'restarts':>9}  digest")
             Test(source, Path(temporary), cluster).all()
         finally:
             cluster.stop()

@@ -1,8 +1,8 @@
-"""The definitions once more, as loops over every row: what the tests compare selection with."""
+"""The definitions once more, as loops over every row: what tests compare mining with."""
 
 import numpy as np
 
-from pipeline.selection import KINDS, Rule
+from pipeline.triplets.rule import KINDS, Rule
 
 
 def distance(embeddings: np.ndarray) -> np.ndarray:

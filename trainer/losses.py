@@ -1,10 +1,11 @@
-"""Losses on L2-normalised embeddings. Distances are squared Euclidean, as in mining."""
+"""Losses on L2-normalised embeddings: of triplets, of a batch against the memory, of in-batch triplets.
+
+Distances are squared Euclidean, as in mining.
+"""
 
 from typing import Any
 
-from pipeline.records import import_tensorflow
-
-tf = import_tensorflow()
+import tensorflow as tf
 
 
 def triplet_distances(embeddings: Any, triplets: Any) -> tuple[Any, Any]:
@@ -25,69 +26,62 @@ def _mean(values: Any, counted: Any) -> Any:
     return tf.math.divide_no_nan(tf.reduce_sum(values * counted), tf.reduce_sum(counted))
 
 
-def triplet_loss(d_ap: Any, d_an: Any, margin: float, valid: Any = None) -> Any:
-    """mean(max(0, margin + d_ap - d_an)), FaceNet equation 3 as a mean (https://arxiv.org/abs/1503.03832).
-
-    valid: float32 [t], here and below 0 for triplets that do not count, such as padding; None: all count.
-    """
+def triplet_loss(d_ap: Any, d_an: Any, margin: float) -> Any:
+    """mean(max(0, margin + d_ap - d_an)), FaceNet equation 3 as a mean (https://arxiv.org/abs/1503.03832)."""
     losses = tf.maximum(0.0, margin + d_ap - d_an)
-    return _mean(losses, tf.ones_like(losses) if valid is None else valid)
+    return _mean(losses, tf.ones_like(losses))
 
 
-def active_triplet_loss(d_ap: Any, d_an: Any, margin: float, valid: Any = None) -> Any:
+def active_triplet_loss(d_ap: Any, d_an: Any, margin: float) -> Any:
     """The sum of max(0, margin + d_ap - d_an) over the number of triplets where it is above 0.
 
     The mean over active triplets, as OpenFace takes it (https://github.com/cmusatyalab/openface, training/train.lua).
     """
     losses = tf.maximum(0.0, margin + d_ap - d_an)
-    active = tf.cast(losses > 0, tf.float32)
-    return _mean(losses, active if valid is None else active * valid)
+    return _mean(losses, tf.cast(losses > 0, tf.float32))
 
 
-def contrastive_loss(d_ap: Any, d_an: Any, margin: float, valid: Any = None) -> Any:
+def contrastive_loss(d_ap: Any, d_an: Any, margin: float) -> Any:
     """mean(d_ap / 2 + max(0, margin - sqrt(d_an))^2 / 2) over the two pairs that each triplet implies.
 
     Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, equation 4, CVPR 2006. Its
     margin is on plain distances, while d_ap and d_an are squared. The gradient at d_an = 0 is finite.
     """
-    apart = tf.where(
-        d_an > 0, d_an, 1.0
-    )  # where on both sides: the gradient of the branch not taken must be finite too
+    # `where` on both sides: the gradient of the branch not taken must be finite too.
+    apart = tf.where(d_an > 0, d_an, 1.0)
     distance = tf.where(d_an > 0, tf.sqrt(apart), 0.0)
     losses = d_ap / 2 + tf.maximum(0.0, margin - distance) ** 2 / 2
-    return _mean(losses, tf.ones_like(losses) if valid is None else valid)
+    return _mean(losses, tf.ones_like(losses))
 
 
 LOSSES = {"triplet": triplet_loss, "active-triplet": active_triplet_loss, "contrastive": contrastive_loss}
 
 
-STORED_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
+MEMORY_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
 
 
-def stored_rows_loss(
-    embeddings: Any, stored: Any, stored_positive: Any, stored_negative: Any, batch_positive: Any
-) -> Any:
-    """For an anchor and each of its positives, log(1 + sum over its stored negatives of exp((a.n - a.p) / t)).
+def memory_loss(embeddings: Any, memory: Any, memory_positive: Any, memory_negative: Any, batch_positive: Any) -> Any:
+    """For an anchor and each of its positives, log(1 + sum over its negatives in the memory of exp((a.n - a.p) / t)).
 
     The (N+1)-tuplet loss (Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, equation 6, NIPS
     2016), a smooth form of the triplet loss in which each pair meets all its negatives, the nearest most. Positives are
-    stored rows and rows of the batch; t is STORED_TEMPERATURE. No gradient goes to stored rows. The mean over an
+    rows of the memory and of the batch; t is MEMORY_TEMPERATURE. No gradient goes to the memory. The mean over an
     anchor's positives, then over the anchors that have positives and negatives; 0 if there is none.
 
     Args:
-      embeddings: float32 [r, dim]; stored: float32 [n, dim], L2-normalised.
-      stored_positive, stored_negative: bool [r, n]; batch_positive: bool [r, r].
+      embeddings: float32 [r, dim]; memory: float32 [n, dim], L2-normalised.
+      memory_positive, memory_negative: bool [r, n]; batch_positive: bool [r, r].
     """
     embeddings = tf.cast(embeddings, tf.float32)
-    to_stored = tf.matmul(embeddings, stored, transpose_b=True) / STORED_TEMPERATURE
-    in_batch = tf.matmul(embeddings, embeddings, transpose_b=True) / STORED_TEMPERATURE
-    negatives = tf.reduce_logsumexp(tf.where(stored_negative, to_stored, -1e9), axis=1, keepdims=True)
+    to_memory = tf.matmul(embeddings, memory, transpose_b=True) / MEMORY_TEMPERATURE
+    in_batch = tf.matmul(embeddings, embeddings, transpose_b=True) / MEMORY_TEMPERATURE
+    negatives = tf.reduce_logsumexp(tf.where(memory_negative, to_memory, -1e9), axis=1, keepdims=True)
     total, count = 0.0, 0.0
-    for similarity, positive in ((to_stored, stored_positive), (in_batch, batch_positive)):
+    for similarity, positive in ((to_memory, memory_positive), (in_batch, batch_positive)):
         weight = tf.cast(positive, tf.float32)
         total += tf.reduce_sum(tf.nn.softplus(negatives - similarity) * weight, axis=1)
         count += tf.reduce_sum(weight, axis=1)
-    counted = tf.reduce_any(stored_negative, axis=1) & (count > 0)
+    counted = tf.reduce_any(memory_negative, axis=1) & (count > 0)
     return _mean(tf.math.divide_no_nan(total, count), tf.cast(counted, tf.float32))
 
 

@@ -8,10 +8,10 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.records import InputError, import_tensorflow
+import keras
 
-import_tensorflow()
-import keras  # noqa: E402
+from pipeline.corpus.corpus import Feature
+from pipeline.files.errors import InputError
 
 EMBEDDING_DIM = 64
 MAX_TOKENS = 20_000  # of the text network's vocabulary: words, and pairs of words next to each other
@@ -103,9 +103,9 @@ def by_path(path: str) -> Callable[[tuple[int, ...]], Any]:
     return function  # type: ignore[no-any-return]
 
 
-def example_shape(spec: dict[str, Any]) -> tuple[int, ...]:
+def example_shape(feature: Feature) -> tuple[int, ...]:
     """What a network is built for: a vector's length, nothing of a text, an image's size, at most MAX_SIDE a side."""
-    if spec["kind"] != "image":
-        return tuple(spec["shape"])
-    height, width, channels = spec["shape"]
-    return min(height or MAX_SIDE, MAX_SIDE), min(width or MAX_SIDE, MAX_SIDE), channels
+    if feature.kind != "image":
+        return tuple(size for size in feature.shape if size)
+    height, width, channels = feature.shape
+    return min(height or MAX_SIDE, MAX_SIDE), min(width or MAX_SIDE, MAX_SIDE), channels or 3

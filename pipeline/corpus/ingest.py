@@ -1,0 +1,309 @@
+"""Any source to a corpus, once: rows ordered by (label, id), three splits, an index for reads by row.
+
+Two passes. The first streams the source's parts and stages each part's examples beside their keys; the keys
+alone are sorted into rows, splits and shards; the second copies each shard's records by position. No payload
+goes through a shuffle.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.corpus.changes import find_changes, in_short, source_stamp
+from pipeline.corpus.corpus import INDEX, SPLITS, CorpusManifest, CorpusShard, Feature, open_corpus
+from pipeline.corpus.keys import KEYS, assign_splits, common_shape, cut_shards, describe_split, order_rows
+from pipeline.corpus.options import IngestOptions
+from pipeline.corpus.sources import open_source
+from pipeline.corpus.sources.source import Example, Rejected, Source, payload_sha256
+from pipeline.corpus.staging import Staging, read_table, write_table
+from pipeline.files import manifests, storage, tfrecords
+from pipeline.files.errors import InputError
+from pipeline.files.layout import Run
+from pipeline.process.beam import run
+from pipeline.process.progress import Stage, live
+
+SHARD_ROWS = 4096
+SHARD_BYTES = 64 << 20
+Written = tuple[str, int, CorpusShard]  # split, number, what the manifest says of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingested:
+    """What is in a run directory's corpus. already: it was there before."""
+
+    run_dir: str
+    source: str
+    payload: Feature
+    split_by: str
+    rows: dict[str, int]
+    classes: dict[str, int]
+    copies: int
+    label_conflicts: int
+    rejected: int
+    fingerprint: str
+    already: bool
+
+    def __str__(self) -> str:
+        place = Run(storage.location(self.run_dir))
+        size = " x ".join("any" if n is None else str(n) for n in self.payload.shape)
+        lines = ["already ingested; nothing to do"] if self.already else []
+        lines.append(f"corpus of {self.source}: {f'{self.payload.kind} {size}'.strip()}, split by {self.split_by}")
+        for split, rows in self.rows.items():
+            lines.append(f"  {split:<11}{rows:>8,} rows  {self.classes[split]:>6,} classes")
+        if self.copies:
+            conflicts = f"{self.label_conflicts:,} of them under another label"
+            lines.append(f"  {self.copies:,} copies of another row's payload, {conflicts}")
+        if self.rejected:
+            lines.append(f"  {self.rejected:,} rejected, with reasons in {place.rejected}")
+        lines.append(f"  in {place.corpus}   next: python -m trainer.init --run_dir {self.run_dir}")
+        return "\n".join(lines)
+
+
+def ingest(
+    run_dir: Path, options: IngestOptions, beam_options: PipelineOptions, *, shard_rows: int = SHARD_ROWS
+) -> Ingested:
+    """Makes the corpus of a run directory, its manifest last, unless it has that corpus.
+
+    Raises:
+      InputError: if the run directory has another corpus, if the source changed since, or if too much is rejected.
+    """
+    place = Run(run_dir)
+    already = place.corpus_manifest.exists()
+    manifest = _compare(place, options, beam_options) if already else _make(place, options, beam_options, shard_rows)
+    splits = manifest.splits
+    return Ingested(
+        run_dir=str(run_dir), source=manifest.source, payload=next(iter(manifest.features.values())),
+        split_by=manifest.split_rule.by, rows={name: split.rows for name, split in splits.items()},
+        classes={name: len(split.labels) for name, split in splits.items()},
+        copies=sum(split.copies for split in splits.values()),
+        label_conflicts=sum(split.label_conflicts for split in splits.values()),
+        rejected=manifest.rejected, fingerprint=manifest.fingerprint, already=already,
+    )  # fmt: skip
+
+
+def _make(
+    place: Run, options: IngestOptions, beam_options: PipelineOptions, shard_rows: int
+) -> CorpusManifest:
+    # While there is a staging directory, a corpus without a manifest is a half one of ours.
+    if storage.names(place.corpus) and not place.staging.exists():
+        raise InputError(f"{place.corpus} holds files but no corpus.json. Remove it, or use another --run_dir.")
+    source = open_source(options.source)
+    if place.staging.exists():
+        storage.remove(place.corpus)
+        storage.remove(place.staging)
+    staging = Staging(place.staging.absolute())
+    stamp = source_stamp(source.files)
+    staged = stage(options.source, source, staging, beam_options)
+    share = len(staged.rejected) / (len(staged.rejected) + len(staged.keys))
+    if share > options.max_rejected:
+        raise InputError(
+            f"{options.source}: {len(staged.rejected)} examples of {len(staged.rejected) + len(staged.keys)} are "
+            f"rejected, {share:.1%}, --max_rejected is {options.max_rejected:.1%}. The first: {staged.rejected[0]}; "
+            f"all are in {staging.rejected}. Mend the source, or raise --max_rejected."
+        )
+    split, rule = assign_splits(staged.keys, options)
+    described = {name: describe_split(staged.keys.filter(pa.array(split == n))) for n, name in enumerate(SPLITS)}
+    if not described["train"][1].rows:
+        raise InputError(f"{options.source}: no example is left for the train split. Lower the held-out shares.")
+    cut = {name: cut_shards(keys, shard_rows, SHARD_BYTES) for name, (keys, _) in described.items()}
+    shards = write_shards(cut, staging, place.corpus.absolute(), beam_options)
+    manifest = CorpusManifest(
+        source=options.source,
+        source_stamp=stamp,
+        features={staged.payload.kind: staged.payload},
+        grouped=staged.keys["group"].null_count < len(staged.keys),
+        split_rule=rule,
+        rejected=len(staged.rejected),
+        splits={name: replace(found, shards=shards[name]) for name, (_, found) in described.items()},
+    )
+    manifests.write_json_lines(place.rejected, staged.rejected)
+    manifest = replace(manifest, fingerprint=manifest.computed_fingerprint())
+    manifests.write(place.corpus_manifest, manifest)  # from here on there is a corpus
+    storage.remove(place.staging)
+    return manifest
+
+
+def _compare(place: Run, options: IngestOptions, beam_options: PipelineOptions) -> CorpusManifest:
+    """Raises InputError if the corpus is another than what is asked for, or if its source changed, saying where."""
+    corpus = open_corpus(place.path)
+    manifest = corpus.manifest
+    asked = {name: getattr(options, name) for name in ("validation_share", "eval_share", "seed")}
+    held = {name: getattr(manifest.split_rule, name) for name in asked}
+    if (options.source, asked) != (manifest.source, held):
+        raise InputError(
+            f"{place.corpus} already holds {manifest.source} with {held}, asked for {options.source} with {asked}. "
+            f"Use another --run_dir."
+        )
+    storage.remove(place.staging)  # if the run that ingested was killed just then
+    source = open_source(options.source)
+    stamp = source_stamp(source.files)
+    if stamp is not None and stamp == manifest.source_stamp:
+        return manifest
+    storage.remove(place.check)
+    staged = stage(options.source, source, Staging(place.check.absolute()), beam_options, keys_only=True)
+    storage.remove(place.check)
+    changes = find_changes(corpus, staged.keys)
+    if any(changes.values()):
+        entries = [{"id": id, "what": what} for what, ids in changes.items() for id in ids]
+        manifests.write_json_lines(place.source_changes, entries)
+        raise InputError(
+            f"{options.source} is not what {place.corpus} was made from: {in_short(changes)}. All are listed in "
+            f"{place.source_changes}. A run directory keeps its corpus: ingest into a new --run_dir. What was trained "
+            f"goes on there: python -m trainer.init --run_dir NEW --model {place.best_checkpoint}"
+        )
+    manifests.write(place.corpus_manifest, replace(manifest, source_stamp=stamp))
+    return manifest
+
+
+# ---- The first pass. ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """keys: of the examples that are kept, in order. rejected: the others."""
+
+    keys: pa.Table
+    payload: Feature
+    rejected: list[Rejected]
+
+
+def stage(
+    text: str, source: Source, staging: Staging, beam_options: PipelineOptions, keys_only: bool = False
+) -> Staged:
+    """Reads a source once. text: its name. keys_only: the examples themselves are left out."""
+    parts = source.parts()
+    staging.save_parts(parts)
+    write = functools.partial(stage_part, kind=source.kind, read=source.read, staging=staging, keys_only=keys_only)
+    with live(_progress("read", "parts", len(parts), staging.path, ".parquet")):
+        run(
+            beam_options,
+            lambda pipeline: (
+                pipeline
+                | "Count parts" >> beam.Create([len(parts)])
+                | "List parts" >> beam.FlatMap(lambda count: range(count))
+                | "Spread" >> beam.Reshuffle()
+                | "Stage" >> beam.Map(write)
+            ),
+        )
+    tables = [read_table(staging.part(number, ".parquet")) for number in range(len(parts))]
+    keys, rejected = order_rows(pa.concat_tables([KEYS.empty_table(), *tables]))
+    if not len(keys):
+        first = "".join(f"; {entry}" for entry in rejected[:3])
+        raise InputError(f"{text} holds no example; {len(rejected)} were rejected{first}")
+    payload, keys, others = common_shape(keys, source.kind)
+    rejected += others
+    manifests.write_json_lines(staging.rejected, rejected)
+    return Staged(keys=keys, payload=payload, rejected=rejected)
+
+
+def _progress(name: str, unit: str, total: int, directory: Path, suffix: str) -> Stage:
+    return Stage(name=name, unit=unit, total=total, done=lambda: storage.count_files(directory, suffix))
+
+
+def stage_part(
+    number: int, kind: str, read: Callable[[Any], Iterator[Example | Rejected]], staging: Staging, keys_only: bool
+) -> int:
+    """A part's number -> the same number: writes the part's examples, their keys and what was rejected into `staging`.
+
+    keys_only: the examples themselves are left out.
+    """
+    kept: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+
+    def records() -> Iterator[bytes]:
+        for example in read(staging.read_part(number)):
+            if isinstance(example, Rejected):
+                rejected.append({"id": example.source.encode(), "reason": example.reason})
+                continue
+            keys = _keys(example)
+            features: dict[str, Any] = {
+                name: [keys[name]] for name in ("id", "label", "group") if keys[name] is not None
+            }
+            features[kind] = [example.payload] if isinstance(example.payload, bytes) else example.payload
+            record = tfrecords.make_example(features)
+            kept.append(keys | {"part": number, "length": len(record)})
+            yield record
+
+    if keys_only:
+        collections.deque(records(), maxlen=0)
+    else:
+        tfrecords.write_records(staging.part(number, ".tfrecord"), records())
+    for row, offset in zip(kept, tfrecords.offsets_of([row["length"] for row in kept]).tolist(), strict=True):
+        row["offset"] = offset
+    write_table(staging.part(number, ".parquet"), pa.Table.from_pylist([*kept, *rejected], schema=KEYS))
+    return number
+
+
+def _keys(example: Example) -> dict[str, Any]:
+    return {
+        "label": example.label.encode(), "id": example.id.encode(), "sha256": payload_sha256(example.payload),
+        "group": None if example.group is None else example.group.encode(), "shape": list(example.shape),
+    }  # fmt: skip
+
+
+# ---- The second pass. ----
+
+
+def write_shards(
+    cut: dict[str, list[pa.Table]], staging: Staging, corpus: Path, beam_options: PipelineOptions
+) -> dict[str, list[CorpusShard]]:
+    """Writes each split's shards, whose rows' keys are given. Returns their entries for the manifest."""
+    for split, tables in cut.items():
+        for number, keys in enumerate(tables):
+            write_table(staging.shard_keys(split, number), keys)
+    write = functools.partial(write_shard, staging=staging, corpus=corpus)
+    with live(_progress("write", "shards", sum(map(len, cut.values())), corpus, ".npy")):
+        run(
+            beam_options,
+            lambda pipeline: (
+                pipeline
+                | "Count shards" >> beam.Create([(split, len(tables)) for split, tables in cut.items()])
+                | "List shards" >> beam.FlatMapTuple(lambda split, of: ((split, n, of) for n in range(of)))
+                | "Spread" >> beam.Reshuffle()
+                | "Write" >> beam.Map(write)
+                | "Gather" >> beam.combiners.ToList()
+                | "Note" >> beam.Map(lambda written: manifests.write_json(staging.shards, written))
+            ),
+        )
+    written = msgspec.json.decode(staging.shards.read_bytes(), type=list[Written])
+    written.sort(key=lambda entry: entry[:2])
+    return {name: [shard for split, _, shard in written if split == name] for name in cut}
+
+
+def write_shard(shard: tuple[str, int, int], staging: Staging, corpus: Path) -> Written:
+    """(split, number, of) -> (split, number, CorpusShard): copies a shard's records, writes its index."""
+    split, number, of = shard
+    keys = read_table(staging.shard_keys(split, number))
+    name = f"{split}-{number:05d}-of-{of:05d}"
+    written = tfrecords.write_records(corpus / f"{name}.tfrecord", _staged_records(keys, staging))
+    index = np.empty(len(keys), INDEX)
+    index["length"] = keys["length"].to_numpy()
+    index["offset"] = tfrecords.offsets_of(index["length"].tolist())
+    index["content"], index["group"] = keys["content"].to_numpy(), keys["group_code"].to_numpy()
+    path = corpus / f"{name}.index.npy"
+    storage.save_array(path, index)
+    return split, number, CorpusShard(
+        **vars(written), index=path.name, index_bytes=path.stat().st_size, index_sha256=storage.sha256_of(path)
+    )  # fmt: skip
+
+
+def _staged_records(keys: pa.Table, staging: Staging) -> list[bytes]:
+    """The staged records of keys, in their order; each part is read in order of position."""
+    part, offset, length = (keys[name].to_numpy() for name in ("part", "offset", "length"))
+    records: list[bytes] = [b""] * len(keys)
+    order = np.lexsort((offset, part))
+    for where in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+        path = staging.part(int(part[where[0]]), ".tfrecord")
+        found = tfrecords.read_records_at(path, offset[where].tolist(), length[where].tolist())
+        for i, record in zip(where.tolist(), found, strict=True):
+            records[i] = record
+    return records

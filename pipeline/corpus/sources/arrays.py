@@ -1,0 +1,133 @@
+"""`arrays:FILE.npz`: images or vectors with their labels, as np.savez writes them."""
+
+import functools
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.corpus.sources.encoding import encode_png
+from pipeline.corpus.sources.source import PART_ROWS, Example, Rejected, Source
+from pipeline.files.errors import InputError
+
+
+def open_source(argument: str, part_rows: int = PART_ROWS) -> Source:
+    npz = Npz(argument)
+
+    def parts() -> list[Any]:
+        npz.check()
+        rows, place = npz.shape[0], os.path.abspath(argument)
+        step = part_rows if npz.is_stored else max(1, rows)  # what is compressed is read from its start only
+        return [(place, start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    return Source(
+        kind="image" if npz.name == "images" else "vector", files=[Path(argument)], parts=parts, read=read
+    )  # fmt: skip
+
+
+def read(part: tuple[str, int, int]) -> Iterator[Example | Rejected]:
+    path, start, stop = part
+    npz = _cached(path, os.stat(path).st_mtime_ns)
+    for row, value in enumerate(npz.rows(start, stop), start):
+        try:
+            keys = {name: _text(values[row]) for name, values in npz.keys.items()}
+        except UnicodeDecodeError:
+            yield Rejected(source=f"row {row}", reason="id, label or group is not UTF-8")
+            continue
+        payload: bytes | np.ndarray
+        if npz.name == "images":
+            payload, shape = encode_png(value), (*value.shape, 1)[:3]
+        else:
+            payload, shape = value.astype(np.float32), value.shape
+            if not np.isfinite(payload).all():
+                yield Rejected(source=f"row {row}", reason="the vector holds NaN or infinity")
+                continue
+        id = keys.get("ids", f"{row:010d}")
+        yield Example(id=id, label=keys["labels"], payload=payload, shape=shape, group=keys.get("groups"))
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+class Npz:
+    """An .npz: its labels, ids and groups; of `images` or `vectors` only the rows that are asked for."""
+
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as file:
+                members = {member.filename.removesuffix(".npy"): member for member in file.infolist()}
+            payload = [name for name in ("images", "vectors") if name in members]
+            if len(payload) != 1 or "labels" not in members:
+                raise InputError(
+                    f"arrays:{path}: needs `labels` and one of `images`, `vectors`; found {sorted(members)}."
+                )
+            self.name = payload[0]
+            self._member = members[self.name]
+            self.is_stored = self._member.compress_type == zipfile.ZIP_STORED
+            with np.load(path, allow_pickle=False) as arrays:
+                self.keys = {name: arrays[name] for name in ("labels", "ids", "groups") if name in members}
+            with self._open() as file:
+                np.lib.format.read_magic(file)  # 1.0, as np.savez writes
+                self.shape, self.is_fortran, self.dtype = np.lib.format.read_array_header_1_0(file)
+                self._header_bytes = file.tell()
+        except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise _not_an_npz(path, error) from None
+        for name, values in self.keys.items():
+            if values.shape != self.shape[:1]:
+                raise InputError(
+                    f"arrays:{path}: `{name}` has shape {values.shape}, `{self.name}` has {self.shape[0]} rows."
+                )
+        is_image = len(self.shape) in (3, 4) and self.shape[3:] in ((), (1,), (3,)) and self.dtype == np.uint8
+        if self.name == "images" and not is_image:
+            raise InputError(
+                f"arrays:{path}: images are uint8 [n, height, width] or [n, height, width, 1 or 3]; "
+                f"found {self.dtype} {list(self.shape)}. Give floats as `vectors`."
+            )
+        if self.name == "vectors" and (len(self.shape) != 2 or self.dtype.kind not in "fiu"):
+            raise InputError(f"arrays:{path}: vectors are numbers [n, dim]; found {self.dtype} {list(self.shape)}.")
+
+    def _open(self) -> Any:
+        return zipfile.ZipFile(self.path).open(self._member)
+
+    def check(self) -> None:
+        """Reads the payload once, as a stream, for its checksum."""
+        try:
+            with self._open() as file:
+                while file.read(1 << 24):
+                    pass
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise _not_an_npz(self.path, error) from None
+
+    def rows(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        if self.is_stored:
+            with open(self.path, "rb") as file:  # a member's own header says where its bytes begin
+                file.seek(self._member.header_offset)
+                name, extra = struct.unpack("<26xHH", file.read(30))
+            offset = self._member.header_offset + 30 + name + extra + self._header_bytes
+            order: Any = "F" if self.is_fortran else "C"
+            yield from np.memmap(self.path, self.dtype, "r", offset, self.shape, order)[start:stop]
+        elif self.is_fortran:  # a row's numbers are all over the file
+            with np.load(self.path, allow_pickle=False) as arrays:
+                yield from arrays[self.name][start:stop]
+        else:
+            size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+            with self._open() as file:
+                file.read(self._header_bytes)
+                for _ in range(start, stop):
+                    yield np.frombuffer(file.read(size), self.dtype).reshape(self.shape[1:])
+
+
+@functools.lru_cache(maxsize=1)  # a part is some of its rows
+def _cached(path: str, modified: int) -> Npz:
+    return Npz(path)
+
+
+def _not_an_npz(path: str, error: Exception) -> InputError:
+    return InputError(f"arrays:{path}: {error}. Give an .npz of plain arrays, as np.savez writes it.")

@@ -1,0 +1,55 @@
+"""What a source is: a list of parts, and a way to stream one part's examples."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PART_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One example.
+
+    payload: encoded image bytes, UTF-8 text, or a float32 vector. shape: (height, width, channels), () or (dim,).
+    """
+
+    id: str
+    label: str
+    payload: bytes | np.ndarray
+    shape: tuple[int, ...]
+    group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """Something in a source that is no example, and why."""
+
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source that is there.
+
+    kind: of the payload, image, text or vector. files: whose sizes and times show that nothing changed; None where
+    they cannot. parts: lists the parts, each a value that JSON can hold and that names files by absolute paths, for a
+    worker reads it on its own. read: a module's function, one part's examples; no more than that part is held.
+    """
+
+    kind: str
+    files: list[Path] | None
+    parts: Callable[[], list[Any]]
+    read: Callable[[Any], Iterator[Example | Rejected]]
+
+
+def payload_sha256(payload: bytes | np.ndarray) -> bytes:
+    return hashlib.sha256(payload if isinstance(payload, bytes) else payload.tobytes()).digest()

@@ -1,0 +1,74 @@
+"""Records in, embeddings out: the one preprocessing and forward pass of mining, training and evaluation."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.corpus.corpus import Feature, Split
+from pipeline.embedding.decoding import decode_records
+from pipeline.embedding.network import input_shape, output_dim
+from pipeline.files.errors import InputError
+from pipeline.triplets.rows import to_grid
+
+BATCH = 128
+CALLS = 3  # batches under way at once: what one call leaves of the cores, decoding or between layers, another takes
+CHUNK_ROWS = 4096  # whose payload is in memory at a time where a whole split is embedded
+
+
+class Embedder:
+    """Embeds corpus records with one network.
+
+    Batches are cut from the rows given and padded to one size, so that how the work is divided into calls of
+    the same rows never changes a result.
+    """
+
+    def __init__(self, model: keras.Model, feature: Feature, name: Path | str):
+        """name: of the checkpoint, for errors."""
+        self.model, self.name = model, name
+        shape = input_shape(model, feature, name)
+        self.dim = output_dim(model, name)
+
+        @tf.function(input_signature=[tf.TensorSpec([BATCH], tf.string)], autograph=False)
+        def embed_batch(records: Any) -> Any:
+            return model(decode_records(feature, records, shape), training=False)
+
+        self._embed_batch = embed_batch.get_concrete_function()  # traced here, once: threads would each do it
+
+    def __call__(self, records: list[bytes], first_row: int = 0) -> np.ndarray:
+        """float32 [n, dim], L2-normalised, on the grid. `first_row` only names rows in errors."""
+        if not records:
+            return np.empty((0, self.dim), np.float32)
+
+        def embed(start: int) -> np.ndarray:
+            batch = records[start : start + BATCH]
+            vectors: np.ndarray = self._embed_batch(tf.constant(batch + [batch[-1]] * (BATCH - len(batch)))).numpy()
+            return vectors
+
+        with ThreadPoolExecutor(CALLS) as calls:
+            embeddings = np.concatenate(list(calls.map(embed, range(0, len(records), BATCH))))[: len(records)]
+        norm = np.linalg.norm(embeddings, axis=1)
+        bad = np.flatnonzero(~(np.abs(norm - 1) < 1e-3))
+        if len(bad):
+            what = {0: "zero"}.get(norm[bad[0]], f"of length {norm[bad[0]]:.4g}")
+            raise InputError(
+                f"{self.name}: {len(bad)} of {len(records)} embeddings are not L2-normalised; rows "
+                f"{(bad[:5] + first_row).tolist()}, the first is {'NaN' if np.isnan(norm[bad[0]]) else what}. "
+                f"Train from an earlier checkpoint, or end the network with keras.layers.UnitNormalization() "
+                f"(trainer.init --normalize appends it)."
+            )
+        return to_grid(embeddings.astype(np.float32))
+
+    def chunks(self, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows, int64 [n], and their embeddings, float32 [n, dim], of a whole split, CHUNK_ROWS at a time."""
+        for start in range(0, split.rows, CHUNK_ROWS):
+            rows = np.arange(start, min(start + CHUNK_ROWS, split.rows))
+            yield rows, self(split.read(rows), start)
+
+    def split(self, split: Split) -> np.ndarray:
+        """float32 [rows, dim] of a whole split; the payload is in memory a part at a time."""
+        return np.concatenate([np.empty((0, self.dim), np.float32), *(part for _, part in self.chunks(split))])

@@ -1,0 +1,61 @@
+"""The embeddings of a round on disk, and rows with all that selection wants to know of them."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.corpus.corpus import Corpus
+from pipeline.files import storage
+from pipeline.files.layout import Round
+from pipeline.files.manifests import sha256_of_json
+from pipeline.triplets.rows import Block
+
+
+class EmbeddingStore:
+    """Embeddings of the train split, a file a corpus shard; the checksum beside it is written last.
+
+    The folder is named by the content of corpus and checkpoint, so that what it holds is never stale.
+    """
+
+    def __init__(self, round: Round, corpus: Corpus, checkpoint_digest: str):
+        self.split = corpus.split("train")
+        self.directory = round.embeddings(sha256_of_json([corpus.fingerprint, checkpoint_digest])[:16])
+
+    def path(self, shard: int) -> Path:
+        return self.directory / self.split.shards[shard].file.replace(".tfrecord", ".npy")
+
+    def _checksum_path(self, shard: int) -> Path:
+        return self.path(shard).with_suffix(".sha256")
+
+    def has(self, shard: int) -> bool:
+        """Whether a corpus shard's embeddings are there and whole."""
+        path, checksum = self.path(shard), self._checksum_path(shard)
+        return path.exists() and checksum.exists() and checksum.read_text() == storage.sha256_of(path)
+
+    def write(self, shard: int, embeddings: np.ndarray) -> None:
+        """embeddings: float32 [rows of the shard, dim], on the grid."""
+        storage.save_array(self.path(shard), embeddings)
+        checksum = storage.sha256_of(self.path(shard))
+        storage.write_atomically(self._checksum_path(shard), lambda temporary: temporary.write_text(checksum))
+
+    @functools.cached_property
+    def dim(self) -> int:
+        return int(storage.open_array(self.path(0)).shape[1])
+
+    def embeddings(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, dim] of rows of the train split, read by position."""
+        out = None  # other shards may not be embedded yet
+        for number, where, places in self.split.by_shard(rows):
+            stored = storage.open_array(self.path(number))
+            out = np.empty((len(rows), stored.shape[1]), np.float32) if out is None else out
+            out[where] = stored[places]
+        return np.empty((0, self.dim), np.float32) if out is None else out
+
+    def block(self, rows: np.ndarray) -> Block:
+        return Block(
+            row=rows,
+            embedding=self.embeddings(rows),
+            content=self.split.codes("content", rows) if self.split.copies else None,
+            group=self.split.codes("group", rows) if self.split.grouped else None,
+        )

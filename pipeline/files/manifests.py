@@ -1,0 +1,103 @@
+"""JSON with types: each kind of manifest is a frozen dataclass with a FORMAT, and one of another format is refused.
+
+A reader trusts a manifest, never a directory listing: manifests are written last, and name every file with its size and
+checksum.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+
+from pipeline.files import storage
+from pipeline.files.errors import InputError
+
+
+class Manifest(Protocol):
+    """A dataclass whose fields msgspec can write as JSON (https://jcristharif.com/msgspec/supported-types.html)."""
+
+    FORMAT: ClassVar[str]
+
+
+M = TypeVar("M", bound=Manifest)
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    write_json(path, {"format": manifest.FORMAT, **msgspec.to_builtins(manifest)})
+
+
+def read(path: Path, kind: type[M]) -> M:
+    """Raises InputError if the file is no JSON, of another format, or if a field is missing or of another type."""
+    try:
+        value = msgspec.json.decode(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path} is not a manifest: {error}. Remove its directory and make it again.") from None
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != kind.FORMAT:
+        raise InputError(f"{path} has format {found!r}, expected {kind.FORMAT!r}. Make it again.")
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: {error}. Restore the file, or remove its directory and make it again.") from None
+
+
+def read_if_there(path: Path, kind: type[M]) -> M | None:
+    return read(path, kind) if path.exists() else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+    storage.write_atomically(path, lambda temporary: temporary.write_bytes(text))
+
+
+def write_json_lines(path: Path, values: Sequence[Any]) -> None:
+    lines = msgspec.json.Encoder().encode_lines(values)
+    storage.write_atomically(path, lambda temporary: temporary.write_bytes(lines))
+
+
+def sha256_of_json(value: Any) -> str:
+    plain = msgspec.to_builtins(value)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A file beside its manifest."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_name(self.file)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that could lead out of its folder."""
+    if not name or name in (".", "..") or Path(name).name != name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file in the manifest's own folder")
+
+
+def check_file(path: Path, size: int, checksum: str, manifest: Path) -> None:
+    """Compares a file's size and SHA-256 with what a manifest says.
+
+    Raises:
+      InputError: naming the file, the manifest and both checksums.
+    """
+    if not path.exists():
+        raise InputError(f"{path} is missing, {manifest} lists it. Restore it, or make {path.parent} again.")
+    found, found_checksum = path.stat().st_size, storage.sha256_of(path)
+    if (found, found_checksum) != (size, checksum):
+        raise InputError(
+            f"{path} is not what {manifest} lists: {found} bytes, SHA-256 {found_checksum[:12]}, expected "
+            f"{size} bytes, {checksum[:12]}. Restore it, or make {path.parent} again."
+        )
+
+
+def check_shard(manifest: Path, shard: Shard) -> None:
+    check_file(manifest.parent / shard.file, shard.bytes, shard.sha256, manifest)

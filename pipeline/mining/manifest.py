@@ -1,0 +1,97 @@
+"""triplets.json: what a mined round holds, which pairs were skipped, what it was mined with. And reading its packs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.corpus.corpus import Corpus, Feature, open_corpus
+from pipeline.files import manifests, tfrecords
+from pipeline.files.errors import InputError
+from pipeline.files.layout import Round, Run
+from pipeline.files.manifests import Shard
+from pipeline.files.storage import location
+from pipeline.mining.options import MiningOptions
+from pipeline.packs.packs import PackOptions
+
+METRIC = "squared euclidean of L2-normalised embeddings on a grid of 2^-11"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TripletsManifest:
+    """triplets.json, written last: from then on the round is mined.
+
+    counts: triplets by scope and kind. pairs: anchor-positive pairs over the corpus; fallback: those that took another
+    kind than their first; guarded: pairs by scope on which a guard acted; skipped: pairs by scope and reason.
+    triplet_digest: SHA-256 over the shards' checksums.
+    """
+
+    FORMAT: ClassVar[str] = "triplet-miner-triplets/2"
+    round: int
+    corpus_fingerprint: str
+    checkpoint_digest: str
+    metric: str = METRIC
+    mining: MiningOptions
+    packing: PackOptions
+    features: dict[str, Feature]
+    triplets: int
+    packs: int
+    rows: int
+    counts: dict[str, dict[str, int]]
+    pairs: int
+    fallback: int
+    guarded: dict[str, int]
+    skipped: dict[str, dict[str, int]]
+    shards: list[Shard]
+    triplet_digest: str
+    versions: dict[str, str]
+
+    @property
+    def feature(self) -> Feature:
+        """The payload."""
+        return next(iter(self.features.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """stats.json: what differs from run to run, and is no part of triplets.json."""
+
+    FORMAT: ClassVar[str] = "triplet-miner-stats/2"
+    mining_seconds: float
+    finished: str
+
+
+def read_manifest(round: Round, corpus: Corpus) -> TripletsManifest:
+    """Checked against the corpus; the shards are not looked at."""
+    manifest = manifests.read(round.manifest, TripletsManifest)
+    for name, found, expected in (
+        ("corpus", manifest.corpus_fingerprint, corpus.fingerprint),
+        ("metric", manifest.metric, METRIC),
+    ):
+        if found != expected:
+            raise InputError(
+                f"{round.manifest} was mined with {name} {found[:60]}, this run directory has {expected[:60]}. "
+                f"Remove {round.triplets} and mine that round again."
+            )
+    return manifest
+
+
+def open_triplets(round: Round, corpus: Corpus) -> TripletsManifest:
+    """The same, and every shard is checked."""
+    manifest = read_manifest(round, corpus)
+    for shard in manifest.shards:
+        manifests.check_shard(round.manifest, shard)
+    return manifest
+
+
+def read_packs(run_dir: Path | str, number: int = 0) -> Iterator[dict[str, Any]]:
+    """Every pack of a mined round, in order of its shards.
+
+    A pack is a dict. row int64 [U], id, label and the payload: of its rows, bytes in lists of U (of vectors, float32
+    [U * dim]). anchor, positive, negative int64 [T]: positions among them; d_ap, d_an float32 [T]; kind, scope int64
+    [T].
+    """
+    path = location(run_dir) if isinstance(run_dir, str) else run_dir
+    mined = Run(path).round(number)
+    for shard in open_triplets(mined, open_corpus(path)).shards:
+        yield from map(tfrecords.parse_example, tfrecords.read_records(mined.triplets / shard.file))

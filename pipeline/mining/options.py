@@ -1,0 +1,55 @@
+"""The options of mining and their defaults: which triplets are selected."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pipeline.process.options import from_text
+from pipeline.triplets.rule import Rule
+
+Shares = tuple[tuple[str, float], ...]
+
+
+def parse_shares(text: str) -> Shares:
+    """`semi-hard,hard` or `semi-hard:3,hard:1`."""
+    try:
+        pairs = [part.partition(":") for part in text.split(",")]
+        return tuple((kind.strip(), float(share) if share else 1.0) for kind, _, share in pairs)
+    except ValueError:
+        raise ValueError(f"expected kinds with shares, as semi-hard:3,hard:1; found {text!r}") from None
+
+
+def shown(shares: Shares) -> str:
+    return ",".join(f"{kind}:{share:g}" for kind, share in shares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningOptions:
+    """Which triplets are selected."""
+
+    negatives: Annotated[Shares, from_text("KINDS", parse_shares, shown)] = (("semi-hard", 1.0),)
+    """kinds with shares: semi-hard:3,hard:1"""
+    pick: Literal["random", "nearest"] = "random"
+    """out of all that qualify"""
+    margin: float = 0.2
+    """of the band and of the loss"""
+    positives: int = 1
+    """per anchor"""
+    seed: int = 0
+    """of every draw"""
+    min_negative_distance: float = 0.0
+    """guard: leave out negatives with d_an below it"""
+    min_negative_ratio: float = 0.0
+    """guard: leave out negatives with d_an < ratio * d_ap"""
+    anchors: int | None = None
+    """this many anchors, drawn; with --packs spread, rows (all)"""
+
+    def __post_init__(self) -> None:
+        self.rule(0)
+        if self.anchors is not None and self.anchors < 1:
+            raise ValueError(f"anchors must be at least 1; found {self.anchors}")
+
+    def rule(self, round: int, pick: str | None = None) -> Rule:
+        """pick: another than the options' own."""
+        names = ("margin", "positives", "seed", "min_negative_distance", "min_negative_ratio")
+        rest = {name: getattr(self, name) for name in names}
+        return Rule(shares=self.negatives, round=round, pick=pick or self.pick, **rest)

@@ -1,0 +1,356 @@
+"""What happens to one element of the graph: each step reads files by name and writes files by name, so that it can run
+anywhere and again."""
+
+import functools
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.utils import shared
+
+from pipeline.corpus.corpus import Corpus, Split, open_corpus
+from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.store import EmbeddingStore
+from pipeline.files import storage
+from pipeline.files.errors import InputError
+from pipeline.files.layout import Round
+from pipeline.files.manifests import Shard, sha256_of_json
+from pipeline.mining.options import MiningOptions
+from pipeline.packs import fill, spread
+from pipeline.packs.packs import PackOptions, Packs
+from pipeline.packs.payload import Payload
+from pipeline.packs.write import write_packs
+from pipeline.triplets.columns import ANCHOR_BLOCK, COLUMN_BLOCK, column_block_of, column_blocks
+from pipeline.triplets.pairs import draw_positives, make_pairs
+from pipeline.triplets.rows import Block, Found, Pairs, Triplets
+from pipeline.triplets.rule import Rule
+from pipeline.triplets.scan import choose, merge, scan_nearest, scan_random
+
+GROUP_ROWS = 1 << 16  # rows whose groups are looked for at a time, in whole classes
+CACHE_BYTES = 256 << 20  # of column blocks, kept per process
+SHARD_PAIRS = (4096, 26_000)  # anchor-positive pairs of a triplet shard: in small rounds, and in the largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How a round is cut into work items: only speed. blocks: of anchors; columns: blocks of them, for `nearest`."""
+
+    blocks: int = 8
+    columns: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One round's mining: everything a worker needs to know, small enough to be sent to it.
+
+    threads: of a worker; None: as many as its machine has cores.
+    """
+
+    round: Round
+    mining: MiningOptions
+    packing: PackOptions
+    corpus_fingerprint: str
+    checkpoint_digest: str
+    threads: int | None = None
+    tiling: Tiling = Tiling()
+
+    @property
+    def rule(self) -> Rule:
+        return self.mining.rule(self.round.number)
+
+    @property
+    def pack_rule(self) -> Rule:
+        """Of triplets inside the packs."""
+        return self.mining.rule(self.round.number, self.packing.pack_pick)
+
+    @property
+    def work(self) -> Path:
+        """Intermediate results, named by everything that shapes them; removed when the round is mined."""
+        shaped_by = [self.mining, self.packing, self.tiling, self.corpus_fingerprint, self.checkpoint_digest]
+        return self.round.work(sha256_of_json(shaped_by)[:16])
+
+    def open_corpus(self) -> Corpus:
+        return open_corpus(self.round.run)
+
+    def open_store(self) -> EmbeddingStore:
+        return EmbeddingStore(self.round, self.open_corpus(), self.checkpoint_digest)
+
+    def worker_threads(self) -> int:
+        """In a worker: how many it is to use."""
+        return self.threads or os.cpu_count() or 1
+
+    def shards(self, rows: int) -> int:
+        """How many triplet shards the round gets: 2,000 of growing size between the two limits of SHARD_PAIRS."""
+        pairs = min(self.mining.anchors or rows, rows) * self.mining.positives
+        least, most = SHARD_PAIRS
+        return -(-pairs // min(max(pairs // 2000, least), most))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A work item: some anchor blocks, the number-th, against column blocks first_column to last_column - 1."""
+
+    number: int
+    first_column: int
+    last_column: int
+
+
+def list_items(job: Job, anchors: int, blocks: int) -> Iterator[Item]:
+    """Cuts the round into work items. `random` needs an anchor block's columns whole; `nearest` may split them."""
+    step = blocks if job.mining.pick == "random" else job.tiling.columns
+    for n in range(-(-anchors // (job.tiling.blocks * ANCHOR_BLOCK))):
+        for c in range(0, blocks, step):
+            yield Item(number=n, first_column=c, last_column=min(c + step, blocks))
+
+
+class Step(beam.DoFn):
+    """A step that knows the job, and opens corpus and embeddings once per worker."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def setup(self) -> None:
+        self.store = self.job.open_store()
+        self.split: Split = self.store.split
+
+
+class EmbedShard(Step):
+    """corpus shard number -> the same number, its embeddings written."""
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self.handle = shared.Shared()
+
+    def process(self, number: int) -> Iterator[int]:
+        self.split.check_shard(number)
+        if not self.store.has(number):
+            embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
+            rows = np.arange(*self.split.shard_rows[number : number + 2])
+            self.store.write(number, embedder(self.split.read(rows), int(rows[0])))
+        yield number
+
+    def _load(self) -> Embedder:
+        path = self.job.round.checkpoint
+        model = load_checkpoint(path)
+        digest, expected = checkpoint_digest(model), self.job.checkpoint_digest
+        if digest != expected:
+            raise InputError(
+                f"{path} changed while its round was mined: {digest[:12]}, at the start {expected[:12]}. Mine again."
+            )
+        return Embedder(model, self.job.open_corpus().feature, path)
+
+
+# ---- Triplets over the corpus. ----
+
+
+class DealColumns(Step):
+    """corpus shard number -> (column block, part of it), its rows dealt by hash."""
+
+    def process(self, number: int) -> Iterator[tuple[int, Block]]:
+        rows = np.arange(*self.split.shard_rows[number : number + 2])
+        whole = self.store.block(rows)
+        for block, where in _by(column_block_of(self.job.rule, rows, column_blocks(self.split.rows))):
+            yield block, whole.take(where)
+
+
+def _by(codes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each code, ascending, and where it is."""
+    order = np.argsort(codes, kind="stable")
+    for where in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
+        if len(where):
+            yield int(codes[where[0]]), where
+
+
+class WriteColumns(Step):
+    """(column block, its parts) -> its number, written in order of rows."""
+
+    def process(self, element: tuple[int, Iterable[Block]]) -> Iterator[int]:
+        number, parts = element
+        block = Block.concatenate(list(parts))
+        path = self.job.work / "columns" / f"{number:06d}.npz"
+        storage.save_arrays(path, **vars(block.take(np.argsort(block.row))))
+        yield number
+
+
+class SelectionStep(Step):
+    """A step that works with the pairs of an item."""
+
+    def pairs(self, item: Item) -> Pairs:
+        """An item's anchors with their positives drawn: the same wherever and however often it is asked for."""
+        rule, size = self.job.rule, self.job.tiling.blocks * ANCHOR_BLOCK
+        every = storage.open_array(self.job.work / "anchors.npy")
+        anchors = np.array(every[item.number * size : (item.number + 1) * size])
+        own = self.split.class_ranges(anchors)
+        copies = (lambda lo, hi: self.split.codes("content", np.arange(lo, hi))) if self.split.copies else None
+        positive = draw_positives(rule, anchors, own, copies)
+        rows = np.where(positive >= 0, positive, anchors[:, None])
+        embedding = self.store.embeddings(rows.ravel()).reshape(*positive.shape, -1)
+        return make_pairs(rule, self.store.block(anchors), own, positive, embedding)
+
+
+class Scan(SelectionStep):
+    """Item -> (number of its anchors, (Item, Found)): the item's anchors against its columns."""
+
+    @functools.cached_property
+    def columns(self) -> Callable[[int], Block]:
+        """Column blocks by number, read from files and kept while they fit in CACHE_BYTES."""
+
+        def read(number: int) -> Block:
+            return Block(**storage.read_arrays(self.job.work / "columns" / f"{number:06d}.npz"))
+
+        return functools.lru_cache(max(1, CACHE_BYTES // (4 * self.store.dim * COLUMN_BLOCK)))(read)
+
+    def process(self, item: Item, written: int) -> Iterator[tuple[int, tuple[Item, Found]]]:
+        blocks = column_blocks(self.split.rows)
+        _expect("column blocks", written, blocks)
+        path = self.job.work / "found" / f"{item.number:06d}-{item.first_column:06d}.npz"
+        found = _read_found(path)
+        if found is None:
+            rule, pairs, threads = self.job.rule, self.pairs(item), self.job.worker_threads()
+            if rule.pick == "random":
+                found = scan_random(rule, pairs, item.number * self.job.tiling.blocks, self.columns, blocks, threads)
+            else:
+                numbers = range(item.first_column, item.last_column)
+                found = scan_nearest(rule, pairs, map(self.columns, numbers), threads)
+            storage.save_arrays(path, **vars(found))
+        yield item.number, (item, found)
+
+
+def _read_found(path: Path) -> Found | None:
+    """What an interrupted run left, if it is there and whole: a zip checks its members' CRCs."""
+    try:
+        return Found(**storage.read_arrays(path))
+    except (FileNotFoundError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _expect(what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise RuntimeError(f"{found} {what} were written, expected {expected}")
+
+
+class MergeFound(beam.CombineFn):
+    """Merges an item's partial results, one per list of column blocks. Associative and commutative."""
+
+    def create_accumulator(self) -> None:
+        return None
+
+    def add_input(self, one: Any, other: Any) -> Any:
+        if one is None or other is None:
+            return other if one is None else one
+        return one[0], merge(one[1], other[1])
+
+    def merge_accumulators(self, accumulators: Any) -> Any:
+        return functools.reduce(self.add_input, accumulators, None)
+
+    def extract_output(self, accumulator: Any) -> Any:
+        return accumulator
+
+
+class ChooseNegatives(SelectionStep):
+    """(number, (item, Found)) -> (triplet shard, Triplets); counts go to the output COUNTS."""
+
+    COUNTS = "counts"
+
+    def process(self, element: tuple[int, tuple[Item, Found]]) -> Iterator[Any]:
+        item, found = element[1]
+        triplets, counts = choose(self.job.rule, self.pairs(item), found)
+        for shard, where in _by(fill.shard_of(self.job.rule, triplets, self.job.shards(self.split.rows))):
+            yield shard, triplets.take(where)
+        yield beam.pvalue.TaggedOutput(self.COUNTS, Counter(counts))
+
+
+class FillPacks(Step):
+    """(triplet shard, its Triplets in parts) -> its Packs."""
+
+    def process(self, element: tuple[int, Iterable[Triplets]]) -> Iterator[Packs]:
+        number, parts = element
+        triplets = Triplets.concatenate([Triplets.none(), *parts])
+        triplets = triplets.take(fill.hash_order(self.job.rule, triplets))
+        own, other = self.split.class_ranges(triplets.anchor), self.split.class_ranges(triplets.negative)
+        yield fill.assemble(self.job.rule, self.job.packing, number, triplets, own, other)
+
+
+# ---- Rows spread over packs. ----
+
+
+def class_runs(split: Split) -> np.ndarray:
+    """int64 [runs + 1]: cuts the split into runs of whole classes, of about GROUP_ROWS rows each."""
+    cuts = np.searchsorted(split.first_rows, np.arange(0, split.rows, GROUP_ROWS))
+    return np.unique(np.append(split.first_rows[cuts], split.rows))
+
+
+class GroupRows(Step):
+    """Number of a run of classes -> the same number, its groups of rows and its classes' means written."""
+
+    def process(self, number: int, embedded: int) -> Iterator[int]:
+        _expect("shards of embeddings", embedded, len(self.split.shards))
+        rows = np.arange(*class_runs(self.split)[number : number + 2])
+        block, label = self.store.block(rows), self.split.class_of(rows)
+        groups = spread.group_rows(self.job.rule, block, label, self.job.packing.fill)
+        means = spread.class_means(block.embedding, label)
+        storage.save_arrays(self.job.work / "groups" / f"{number:06d}.npz", **vars(groups), means=means)
+        yield number
+
+
+class DealGroups(Step):
+    """Any element -> the round's counts, once all groups are there: the rows of all packs are written."""
+
+    def process(self, _: Any, grouped: int) -> Iterator[Counter[str]]:
+        rule, packing, most = self.job.rule, self.job.packing, self.job.mining.anchors
+        runs = len(class_runs(self.split)) - 1
+        _expect("runs of groups", grouped, runs)
+        parts, means = [], []
+        for number in range(runs):
+            arrays = storage.read_arrays(self.job.work / "groups" / f"{number:06d}.npz")
+            means.append(arrays.pop("means"))
+            parts.append(spread.Groups(**arrays))
+        groups = spread.Groups.concatenate(parts)
+        place = spread.order_classes(np.concatenate(means), packing.pack_rows // packing.fill)
+        rows, starts = spread.deal(rule, groups, place[groups.label], packing.pack_rows, packing.fill)
+        every, grouped_rows, dealt_rows = self.split.rows, len(np.unique(groups.row)), len(np.unique(rows))
+        if most is not None and most < every:  # a part of the packs: then no row is missed
+            starts = starts[: max(2, int(np.searchsorted(starts, most, "right")))]
+            grouped_rows = dealt_rows = every
+        storage.save_array(self.job.work / "pack-rows.npy", rows[: starts[-1]])
+        storage.save_array(self.job.work / "pack-starts.npy", starts)
+        yield Counter(
+            anchors_without_positive=every - grouped_rows, rows_in_packs_of_one_class=grouped_rows - dealt_rows
+        )
+
+
+class TakePacks(Step):
+    """triplet shard -> its share of the Packs that were dealt."""
+
+    def process(self, number: int, _: Any) -> Iterator[Packs]:
+        starts = storage.open_array(self.job.work / "pack-starts.npy")
+        shards = self.job.shards(self.split.rows)
+        first, last = (n * (len(starts) - 1) // shards for n in (number, number + 1))
+        starts = np.array(starts[first : last + 1])
+        rows = np.array(storage.open_array(self.job.work / "pack-rows.npy")[starts[0] : starts[-1]])
+        none = np.zeros(len(starts), np.int64)
+        yield Packs(shard=number, rows=rows, starts=starts - starts[0], triplets=Triplets.none(), triplet_starts=none)
+
+
+# ---- Both. ----
+
+
+class WriteShard(Step):
+    """Packs of a triplet shard -> (shard, its entry in the manifest, counts): written, with payload."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.payload = Payload(self.split)
+
+    def process(self, packs: Packs) -> Iterator[tuple[int, Shard, Counter[str]]]:
+        name = f"triplets-{packs.shard:05d}-of-{self.job.shards(self.split.rows):05d}.tfrecord"
+        lone, path = self.job.packing.lone, self.job.round.triplets / name
+        shard, counts = write_packs(path, self.job.pack_rule, packs, lone, self.store, self.payload)
+        yield packs.shard, shard, counts

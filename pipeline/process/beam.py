@@ -1,0 +1,93 @@
+"""Running a Beam graph from a command: its options, its workers' errors and what they counted."""
+
+import difflib
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+
+from pipeline.files.errors import InputError, WrongOption
+from pipeline.process.commands import before_stop
+from pipeline.process.options import names, unknown
+
+ANSWER_SECONDS = 10.0  # in which a job server must accept a connection
+JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know
+_DISK_ERROR = re.compile(r"(?:OSError|PermissionError|FileNotFoundError): (.*?)(?: \[while running|\n|$)", re.DOTALL)
+_WORKER_ERROR = re.compile(r"InputError: (.*?)(?: \[while running|\n|$)", re.DOTALL)
+
+
+def beam_options(arguments: list[str], command: Any) -> PipelineOptions:
+    """Beam's own options. The in-process runner is named: DirectRunner would first try to download another.
+
+    command: the command's own options, for what was meant by one that is neither's.
+    """
+    ours = names(command)
+    if not any(argument.startswith("--runner") for argument in arguments):
+        arguments = ["--runner=FnApiRunner", *arguments]
+    options = PipelineOptions(arguments)
+    serves = options.get_all_options()["runner"] in JOB_SERVERS
+    known, value_may_follow = PipelineOptions([]).get_all_options(), False
+    for argument in arguments:
+        name, equals, _ = argument.removeprefix("--").removeprefix("no_").partition("=")
+        understood = name in known if argument.startswith("--") else value_may_follow
+        if serves and not understood:  # of these only what all but names one of ours can be told to be wrong
+            understood = not difflib.get_close_matches(argument.partition("=")[0], ours, 1, 0.85)
+        if not understood:
+            raise WrongOption(unknown(argument, [*ours, *(f"--{name}" for name in known)]))
+        value_may_follow = argument.startswith("--") and not equals
+    _check_engine(options)
+    return options
+
+
+def _check_engine(options: PipelineOptions) -> None:
+    """Raises InputError when what a runner needs on this machine is not there: Beam says so after minutes, or not."""
+    given = options.get_all_options()
+    runner = given["runner"].rpartition(".")[2]
+    if runner in JOB_SERVERS:
+        endpoint = options.view_as(PortableOptions).job_endpoint
+        if endpoint and endpoint != "embed":
+            host, _, port = endpoint.rpartition(":")
+            try:
+                socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"no job server answers at --job_endpoint {endpoint}: {error}. Start it (`make flink-up` starts "
+                    f"one here, with a Flink), or mend the option; see docs/engines.md."
+                ) from None
+        elif runner == "PortableRunner" and not endpoint:
+            raise InputError("--runner=PortableRunner needs --job_endpoint HOST:PORT of a job server: docs/engines.md")
+        elif runner != "PortableRunner" and not shutil.which("java"):
+            raise InputError(
+                f"--runner={runner} starts a job server with java, and there is none. Install a Java 17 runtime "
+                f"(Debian: openjdk-17-jre-headless), or give --job_endpoint of a job server that runs."
+            )
+    if runner == "DataflowRunner":
+        try:
+            import apitools.base  # noqa: F401
+        except ImportError:
+            raise InputError("--runner=DataflowRunner needs: pip install 'apache-beam[gcp]'") from None
+
+
+def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> None:
+    """Builds and runs a graph, and waits for it. A worker's InputError comes back as one."""
+    try:
+        pipeline = beam.Pipeline(options=options)
+        graph(pipeline)
+        result = pipeline.run()
+        with before_stop(result.cancel):  # on an engine the job would go on without us
+            result.wait_until_finish()
+    except Exception as error:
+        # Runners add the step to a worker's error, or hand it over as text inside an error of their own.
+        match = _WORKER_ERROR.search(f"{type(error).__name__}: {error}")
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from None
+        if match:
+            raise InputError(match[1].strip()) from None
+        refused = _DISK_ERROR.search(f"{type(error).__name__}: {error}")
+        if refused:
+            raise OSError(refused[1].strip()) from None
+        raise

@@ -1,0 +1,129 @@
+"""Mining in memory: arrays in, triplets out."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.triplets.columns import column_block_of, column_blocks
+from pipeline.triplets.pairs import draw_positives, make_pairs
+from pipeline.triplets.rows import Block, Triplets, to_grid
+from pipeline.triplets.rule import KINDS, Rule
+from pipeline.triplets.scan import choose, scan_nearest, scan_random
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinedTriplets(Triplets):
+    """Triplets of arrays: anchor, positive and negative are positions in them.
+
+    counts: `pairs` that were tried, `fallback`, `guarded`, `anchors_without_positive` and `no_<kinds>_negative`, as
+    `pipeline.triplets.scan.choose` counts them.
+    """
+
+    counts: dict[str, int]
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame, a row a triplet, kind by name."""
+        import pandas as pd
+
+        columns = {name: getattr(self, name) for name in ("anchor", "positive", "negative", "d_ap", "d_an")}
+        return pd.DataFrame({**columns, "kind": np.array(KINDS)[self.kind]})
+
+
+def mine_triplets(
+    embeddings: Any,
+    labels: Any,
+    *,
+    kind: str | Mapping[str, float] = "semi-hard",
+    margin: float = 0.2,
+    pick: str = "random",
+    positives: int = 1,
+    seed: int = 0,
+    min_negative_distance: float = 0.0,
+    min_negative_ratio: float = 0.0,
+    groups: Any = None,
+    contents: Any = None,
+    threads: int | None = None,
+) -> MinedTriplets:
+    """Mines arrays, without files: every row is an anchor, every other row a candidate.
+
+    Given rows in the order of a run directory's train split, these are the triplets of scope corpus that
+    `pipeline.mine` selects with the same options.
+
+    Args:
+      embeddings: numbers [n, dim], of NumPy, TensorFlow or PyTorch; L2-normalised here.
+      labels: [n], of any type that NumPy sorts.
+      kind: semi-hard, hard, or kinds with the shares of the pairs that try each first: {"semi-hard": 3, "hard": 1}.
+      margin, pick, positives, seed, min_negative_distance, min_negative_ratio: see `pipeline.triplets.rule.Rule`.
+      groups: [n], rows of one group are not each other's negatives; None or NaN for a row without a group.
+      contents: [n], equal for copies, which are neither each other's positives nor negatives.
+      threads: None for as many as there are cores.
+    Raises:
+      ValueError: for a shape that is not as above, a label that is missing, a row that is zero or not finite, or an
+        option out of its range.
+
+    >>> found = mine_triplets([[1, 0], [0.9, 0.4], [0.6, 0.8], [0, 1]], ["a", "a", "b", "b"], margin=1.0)
+    >>> found.anchor.tolist(), found.positive.tolist(), found.negative.tolist()
+    ([0, 1, 2, 3], [1, 0, 3, 2], [2, 2, 0, 1])
+    """
+    shares = tuple(kind.items()) if isinstance(kind, Mapping) else ((kind, 1.0),)
+    rule = Rule(
+        shares=shares, margin=margin, pick=pick, positives=positives, seed=seed,
+        min_negative_distance=min_negative_distance, min_negative_ratio=min_negative_ratio,
+    )  # fmt: skip
+    vectors, label = np.asarray(_on_the_host(embeddings), np.float64), _codes("label", labels)
+    if vectors.ndim != 2 or label.shape != vectors.shape[:1]:
+        raise ValueError(f"expected embeddings [n, dim] and labels [n]; found {vectors.shape}, {label.shape}")
+    if (label < 0).any():
+        missing = np.flatnonzero(label < 0)
+        raise ValueError(f"{len(missing)} labels are None or NaN: rows {missing[:5].tolist()}. Leave these rows out.")
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(norm[:, 0]) & (norm[:, 0] > 0)))
+    if len(bad):
+        raise ValueError(f"{len(bad)} embeddings are zero or not finite: rows {bad[:5].tolist()}")
+    order = np.argsort(label, kind="stable")  # a class is a range of rows
+    rows, label = np.arange(len(order)), label[order]
+    of_rows = {
+        name: _codes(name, given) for name, given in (("group", groups), ("content", contents)) if given is not None
+    }
+    for name, codes in of_rows.items():
+        if codes.shape != rows.shape:
+            raise ValueError(f"expected {name}s [{len(rows)}]; found {codes.shape}")
+    corpus = Block(
+        row=rows, embedding=to_grid((vectors / norm)[order].astype(np.float32)),
+        **{name: codes[order] for name, codes in of_rows.items()},
+    )  # fmt: skip
+    own = np.stack([np.searchsorted(label, label, side) for side in ("left", "right")], axis=1)
+    content = corpus.content
+    positive = draw_positives(rule, rows, own, None if content is None else lambda lo, hi: content[lo:hi])
+    pairs = make_pairs(rule, corpus, own, positive, corpus.embedding[np.where(positive >= 0, positive, rows[:, None])])
+    blocks = column_blocks(len(rows))
+    dealt = column_block_of(rule, rows, blocks)
+    columns = [corpus.take(dealt == number) for number in range(blocks)]
+    threads = threads or os.cpu_count() or 1
+    if rule.pick == "random":
+        found = scan_random(rule, pairs, 0, columns.__getitem__, blocks, threads)
+    else:
+        found = scan_nearest(rule, pairs, columns, threads)
+    chosen, counts = choose(rule, pairs, found)
+    sides = {side: order[getattr(chosen, side)] for side in ("anchor", "positive", "negative")}
+    return MinedTriplets(**{**vars(chosen), **sides}, counts=counts)
+
+
+def _on_the_host(values: Any) -> Any:
+    """What NumPy takes: of a PyTorch tensor, which may be on a GPU and want gradients, its numbers."""
+    return values.detach().cpu() if hasattr(values, "detach") else values
+
+
+def _codes(what: str, values: Any) -> np.ndarray:
+    """int64 [n]: equal where the values are equal, ordered as they are; -1 for None and NaN."""
+    found = np.asarray(_on_the_host(values))
+    missing = np.array([value is None or value != value for value in found.ravel().tolist()], bool)
+    codes = np.full(found.size, -1, np.int64)
+    try:
+        codes[~missing] = np.unique(found.ravel()[~missing], return_inverse=True)[1].ravel()
+    except TypeError as error:
+        raise ValueError(f"{what}s that cannot be ordered: {error}. Give them one type.") from None
+    return codes.reshape(found.shape)

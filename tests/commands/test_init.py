@@ -1,0 +1,113 @@
+"""Round 0's checkpoint: the network that ships, one's own, a file."""
+
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import copied
+
+from pipeline import ingest
+from pipeline.corpus.corpus import open_corpus
+from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.files.errors import InputError
+from pipeline.files.layout import Run
+from trainer import init, models
+
+BANKING77 = Path(__file__).parent.parent / "data" / "banking77.csv"
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    """A run directory with banking77's extract, and no checkpoint. Not to be changed."""
+    run_dir = tmp_path_factory.mktemp("texts") / "run"
+    assert ingest.main(["--run_dir", str(run_dir), "--source", f"csv:{BANKING77},label=category"]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def bare(small, tmp_path) -> Path:
+    """A copy of `small` without a checkpoint."""
+    run_dir = copied(small, tmp_path)
+    shutil.rmtree(run_dir / "rounds")
+    return run_dir
+
+
+def made(run_dir: Path, *arguments: str) -> keras.Model:
+    """The checkpoint that trainer.init makes."""
+    assert init.main(["--run_dir", str(run_dir), *arguments]) == 0
+    return load_checkpoint(Run(run_dir).round(0).checkpoint)
+
+
+def test_the_weights_are_seeded_whatever_was_built_before(bare, small, tmp_path):
+    models.dense((3,))  # Keras numbers the layers of a process, and a digest covers their names
+    digest = checkpoint_digest(made(bare))
+    assert digest == checkpoint_digest(load_checkpoint(Run(small).round(0).checkpoint))
+    shutil.rmtree(bare / "rounds")
+    assert digest != checkpoint_digest(made(bare, "--seed", "1"))
+
+
+def test_a_checkpoint_that_is_there_stays(small_run, capsys):
+    before = Run(small_run).round(0).checkpoint.read_bytes()
+    assert init.main(["--run_dir", str(small_run)]) == 0
+    assert "is there already; nothing to do" in capsys.readouterr().out
+    with pytest.raises(InputError, match="is there already. Remove .* to choose another --model"):
+        init.main(["--run_dir", str(small_run), "--model", "networks:dropout"])
+    assert Run(small_run).round(0).checkpoint.read_bytes() == before
+
+
+def test_untrained_statistics_have_seen_the_corpus(small):
+    """Without that, an untrained network's embeddings all but coincide in inference mode, and round 0 mines noise."""
+    corpus = open_corpus(small)
+    found = Embedder(load_checkpoint(Run(small).round(0).checkpoint), corpus.feature, "").split(corpus.split("train"))
+    assert 2 - 2 * np.linalg.norm(found.mean(axis=0)) ** 2 > 0.15
+
+
+def test_a_keras_file_is_taken_as_it_is(bare, tmp_path):
+    model = models.convolutional((8, 8, 1))
+    model.save(tmp_path / "own.keras")
+    assert checkpoint_digest(made(bare, "--model", str(tmp_path / "own.keras"))) == checkpoint_digest(model)
+
+
+@pytest.mark.parametrize("name", ["networks:unnormalised", "trainer.models:convolutional"])
+def test_normalize_ends_a_network_with_unit_vectors_once(bare, name):
+    model, corpus = made(bare, "--normalize", "--model", name), open_corpus(bare)
+    found = Embedder(model, corpus.feature, name)(corpus.split("eval").read(np.arange(20)))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-2)
+    assert [type(layer).__name__ for layer in model.layers].count("UnitNormalization") == 1
+
+
+def test_ones_own_text_network_is_adapted(texts, tmp_path):
+    words = made(copied(texts, tmp_path), "--model", "networks:vectorising").layers[1].get_vocabulary()
+    assert len(words) == 50 and "my" in words
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "message"),
+    [
+        ("bare", "networks:unnormalised", "not L2-normalised.*trainer.init --normalize appends it"),
+        ("bare", "networks:feature_map", r"gives \(None, 6, 6, 4\), expected \[batch, dim\].*pooling"),
+        ("bare", "networks:two_outputs", r"expected \[batch, dim\]"),
+        ("bare", "networks:vectorising", "takes string .*the corpus has image"),
+        ("bare", "json:dumps", "returned a str"),
+        ("bare", "trainer.models:dense", "the network gives"),
+        ("bare", "none.keras", "none.keras is missing"),
+        ("bare", "{file}", "is not a Keras model"),
+        ("texts", "trainer.models:dense", r"cannot be built for examples of shape \(\)"),
+        ("texts", "networks:numbers", "takes float32 .*the corpus has text"),
+        ("texts", "networks:text_to_pixels", r"expected \[batch, dim\]"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(request, tmp_path, kind, model, message):
+    run_dir = request.getfixturevalue(kind)
+    (tmp_path / "not.keras").write_text("nothing")
+    with pytest.raises(InputError, match=message):
+        init.main(["--run_dir", str(run_dir), "--model", model.format(file=tmp_path / "not.keras")])
+    assert not Run(run_dir).round(0).checkpoint.exists()
+
+
+def test_no_corpus(tmp_path):
+    with pytest.raises(InputError, match="corpus.json is missing"):
+        init.main(["--run_dir", str(tmp_path / "nowhere")])

@@ -1,0 +1,66 @@
+"""Networks of all kinds through init, mine and train; and that training makes retrieval better."""
+
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import copied
+
+from pipeline import ingest, mine
+from pipeline.embedding.network import load_checkpoint
+from pipeline.files.layout import Run
+from trainer import evaluate, init, train, warmup
+from trainer.measures.evaluation import evaluate_rounds
+
+pytestmark = pytest.mark.slow
+
+BANKING77 = Path(__file__).parent.parent / "data" / "banking77.csv"
+
+
+def test_training_makes_retrieval_better(mined, tmp_path):
+    run = copied(mined, tmp_path)
+    assert train.main(["--run_dir", str(run)]) == 0
+    found = evaluate_rounds(run, (0, 1), retrieval_only=True).measures
+    assert found["round 1"]["map_at_r"] > found["round 0"]["map_at_r"] + 0.1
+
+
+def test_vectors(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(24), 10)
+    centres = rng.standard_normal((24, 12))
+    np.savez(tmp_path / "v.npz", vectors=centres[labels] + rng.standard_normal((240, 12)), labels=labels)
+    run = ["--run_dir", str(tmp_path / "run")]
+    assert ingest.main([*run, "--source", f"arrays:{tmp_path / 'v.npz'}"]) == 0
+    assert warmup.main([*run, "--steps", "20"]) == 0
+    assert mine.main([*run, "--margin", "0.5", "--pack_rows", "3"]) == 0
+    assert train.main(run) == 0
+    assert evaluate.main([*run, "--round", "0", "1", "--pixels"]) == 0
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "networks:vectorising"]])
+def test_texts(tmp_path, model):
+    run = ["--run_dir", str(tmp_path / "run")]
+    assert ingest.main([*run, "--source", f"csv:{BANKING77},label=category"]) == 0
+    assert init.main([*run, *model]) == 0
+    assert mine.main([*run, "--negatives", "semi-hard,hard"]) == 0
+    assert train.main([*run, "--loss", "contrastive"]) == 0
+    before, after = (load_checkpoint(Run(tmp_path / "run").round(number).checkpoint) for number in (0, 1))
+    assert before.layers[1].get_vocabulary() == after.layers[1].get_vocabulary()
+    assert np.abs(after.get_weights()[0] - before.get_weights()[0]).max() > 0
+
+
+def test_keras_applications_with_weights_from_a_local_file(digits, tmp_path, monkeypatch):
+    keras.utils.set_random_seed(3)
+    path = tmp_path / "mobilenet.weights.h5"
+    base = keras.applications.MobileNetV3Small(input_shape=(32, 32, 3), include_top=False, pooling="avg", weights=None)
+    base.save_weights(path)
+    monkeypatch.setenv("MOBILENET_WEIGHTS", str(path))
+    run = copied(digits, tmp_path)
+    shutil.rmtree(run / "rounds")
+    assert init.main(["--run_dir", str(run), "--model", "networks:mobilenet"]) == 0
+    found = load_checkpoint(Run(run).round(0).checkpoint)
+    np.testing.assert_array_equal(found.get_layer("conv").kernel, base.get_layer("conv").kernel)
+    assert mine.main(["--run_dir", str(run), "--anchors", "100", "--negatives", "hard"]) == 0
+    assert train.main(["--run_dir", str(run)]) == 0

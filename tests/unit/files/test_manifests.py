@@ -1,0 +1,83 @@
+"""Manifests: typed, of one format, and never a way out of their folder."""
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from pipeline.corpus.corpus import CorpusShard
+from pipeline.files import manifests, storage
+from pipeline.files.errors import InputError
+from pipeline.files.manifests import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Album:
+    FORMAT: ClassVar[str] = "album/1"
+    title: str
+    shards: list[Shard]
+    note: str | None = None
+
+
+SHARD = Shard(file="a.tfrecord", records=1, bytes=3, sha256="0")
+ALBUM = Album(title="ein Lied", shards=[SHARD])
+
+
+def test_a_manifest_is_read_back(tmp_path):
+    manifests.write(tmp_path / "album.json", ALBUM)
+    assert manifests.read(tmp_path / "album.json", Album) == ALBUM
+    assert json.loads((tmp_path / "album.json").read_text())["format"] == "album/1"
+    assert manifests.read_if_there(tmp_path / "other.json", Album) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "album.json is not a manifest"),
+        ("[]", "has format None, expected 'album/1'"),
+        ('{"format": "album/2", "title": "", "shards": []}', "has format 'album/2'"),
+        ('{"format": "album/1", "shards": []}', "missing required field `title`"),
+        ('{"format": "album/1", "title": 3, "shards": []}', r"Expected `str`, got `int` - at `\$.title`"),
+    ],
+)
+def test_what_is_no_such_manifest_is_refused_with_the_reason(tmp_path, text, message):
+    (tmp_path / "album.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        manifests.read(tmp_path / "album.json", Album)
+
+
+HOSTILE = ["../a.tfrecord", "/etc/passwd", "..", ".", "", "a/b", "a/", "./a", "a\0b"]
+OTHERS = {"index": "a.npy", "index_bytes": 1, "index_sha256": "0"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("kind", [Shard, CorpusShard])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name, kind):
+    @dataclass(frozen=True, kw_only=True)
+    class Listing:
+        FORMAT: ClassVar[str] = "listing/1"
+        shards: list[kind]
+
+    right = {**vars(SHARD), **{key: value for key, value in OTHERS.items() if key in kind.__dataclass_fields__}}
+    for field in {"file", "index"} & kind.__dataclass_fields__.keys():
+        manifests.write_json(tmp_path / "l.json", {"format": "listing/1", "shards": [{**right, field: name}]})
+        with pytest.raises(InputError, match=r"l.json: .* is not the name of a file in the manifest's own folder"):
+            manifests.read(tmp_path / "l.json", Listing)
+    manifests.write_json(tmp_path / "l.json", {"format": "listing/1", "shards": [right]})
+    assert manifests.read(tmp_path / "l.json", Listing).shards[0].file == "a.tfrecord"
+
+
+def test_a_shard_that_is_not_what_its_manifest_lists_is_named(tmp_path):
+    manifest, path = tmp_path / "album.json", tmp_path / "a.tfrecord"
+    with pytest.raises(InputError, match="a.tfrecord is missing, .*album.json lists it"):
+        manifests.check_shard(manifest, SHARD)
+    path.write_bytes(b"abc")
+    with pytest.raises(InputError, match="3 bytes, SHA-256 .*, expected 3 bytes, 0. Restore it, or make .* again"):
+        manifests.check_shard(manifest, SHARD)
+    manifests.check_shard(manifest, Shard(file=path.name, records=1, bytes=3, sha256=storage.sha256_of(path)))
+
+
+def test_a_digest_is_of_the_content_not_of_its_order():
+    one, other = manifests.sha256_of_json({"a": 1, "b": [ALBUM]}), manifests.sha256_of_json({"b": [ALBUM], "a": 1})
+    assert one == other != manifests.sha256_of_json({"a": 1, "b": []})

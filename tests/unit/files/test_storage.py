@@ -1,0 +1,150 @@
+"""Files on a disk and in a store: all of it or nothing, and whose leftovers go."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.files import storage
+from pipeline.files.errors import InputError
+
+DEAD = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+DEAD_PROCESS = int(DEAD.stdout)
+
+
+def leftover(process=DEAD_PROCESS, host=storage.HOST, end=".tmp.npy"):
+    return f".x.{host}.{process}.0123abcd{end}"
+
+
+def test_a_reader_sees_all_of_a_file_or_nothing(tmp_path):
+    path, seen = tmp_path / "new" / "a.npy", []
+
+    def write(temporary):
+        np.save(temporary, np.arange(3))
+        seen.extend([temporary.suffix, path.exists(), storage.TEMPORARY.fullmatch(temporary.name) is not None])
+        return "written"
+
+    assert storage.write_atomically(path, write) == "written"
+    assert seen == [".npy", False, True] and storage.names(path.parent) == ["a.npy"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device: '.*/a.txt'"):
+        storage.write_atomically(path, write)
+    assert path.read_text() == "old" and storage.names(tmp_path) == ["a.txt"]
+
+
+def test_what_a_dead_process_of_ours_left_goes_and_nothing_else(tmp_path):
+    (tmp_path / "target").write_bytes(b"")
+    foreign = [
+        leftover(os.getpid()), leftover(host="another-machine"), leftover(process=10**20), leftover(end=".tmp.a.b"),
+        ".x.tmp", ".a.1234.deadbeef.tmp.csv", "x.tmp", f".{storage.HOST}.{DEAD_PROCESS}.0123abcd.tmp", ".tmp", "a.npy",
+    ]  # fmt: skip
+    for name in foreign:
+        (tmp_path / name).write_bytes(b"theirs")
+    (tmp_path / leftover(end=".tmp.folder")).mkdir()
+    (tmp_path / leftover(end=".tmp.link")).symlink_to(tmp_path / "target")
+    (tmp_path / leftover(end=".tmp.dangling")).symlink_to(tmp_path / "nowhere")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / leftover()).write_bytes(b"of a folder that is not asked for")
+    before = sorted(storage.names(tmp_path))
+    for end in (".tmp", ".tmp.npy", ".tmp.tfrecord"):
+        (tmp_path / leftover(end=end)).write_bytes(b"half")
+    storage.remove_leftovers(tmp_path)
+    assert sorted(storage.names(tmp_path)) == before
+    assert storage.names(tmp_path / "below") == [leftover()]
+
+
+def test_a_folder_that_is_not_there_has_no_names_and_no_leftovers(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "nowhere", tmp_path / "file", tmp_path / "file" / "below"):
+        assert storage.names(path) == []
+        storage.remove_leftovers(path)
+
+
+def test_removing_raises_what_the_disk_refuses(tmp_path):
+    storage.remove(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_text("a")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    with pytest.raises(OSError, match="symbolic link"):
+        storage.remove(tmp_path / "link")
+    with pytest.raises(NotADirectoryError):
+        storage.remove(tmp_path / "folder" / "a")
+    assert (tmp_path / "folder" / "a").read_text() == "a"
+    storage.remove(tmp_path / "folder")
+    assert storage.names(tmp_path) == ["link"]
+
+
+def test_finished_files_are_counted(tmp_path):
+    for name in ("a.npz", "b.npz", leftover(os.getpid(), end=".tmp.npz"), "c.npy"):
+        (tmp_path / name).write_bytes(b"")
+    assert storage.count_files(tmp_path, ".npz") == 2 and storage.count_files(tmp_path / "nowhere", ".npz") == 0
+
+
+def test_arrays_come_back_and_those_that_are_none_are_left_out(tmp_path):
+    storage.save_arrays(tmp_path / "a.npz", row=np.arange(3), group=None)
+    assert storage.read_arrays(tmp_path / "a.npz")["row"].tolist() == [0, 1, 2]
+    assert storage.read_arrays(tmp_path / "a.npz").keys() == {"row"}
+
+
+@pytest.fixture
+def store():
+    return storage.location(f"memory://storage-{os.getpid()}-{time.monotonic_ns()}")
+
+
+def test_an_array_is_read_as_it_is_now(store, tmp_path):
+    for place in (store, tmp_path):
+        for value in (1, 2):
+            storage.save_array(place / "a.npy", np.full(3, value))
+            assert storage.open_array(place / "a.npy").tolist() == [value] * 3
+
+
+def test_a_store_is_written_listed_read_by_range_and_removed(store):
+    storage.write_atomically(store / "run" / "a.bin", lambda temporary: temporary.write_bytes(b"0123456789"))
+    assert storage.names(store / "run") == ["a.bin"] and storage.names(store / "other") == []
+    assert storage.read_ranges(store / "run" / "a.bin", [1, 7], [3, 10]) == [b"12", b"789"]
+    with storage.fetched(store / "run", ["a.bin"]) as here:
+        assert (here / "a.bin").read_bytes() == b"0123456789"
+    storage.remove(store / "run")
+    storage.remove(store / "run")
+    assert storage.names(store / "run") == [] and not here.exists()
+
+
+class SlowStore(MemoryFileSystem):
+    """Where a download takes so long that others ask for the same file meanwhile."""
+
+    protocol = "slowmemory"
+
+    def get_file(self, *arguments, **options):
+        time.sleep(0.05)
+        return super().get_file(*arguments, **options)
+
+
+def test_threads_that_open_one_remote_array_share_a_copy():
+    """Each made a copy of its own, and all but one were removed before they were read."""
+    fsspec.register_implementation("slowmemory", SlowStore, clobber=True)
+    path = storage.location(f"slowmemory://threads-{os.getpid()}/a.npy")
+    storage.save_array(path, np.arange(10))
+    with ThreadPoolExecutor(3) as pool:
+        assert [int(array.sum()) for array in pool.map(storage.open_array, [path] * 3)] == [45] * 3
+
+
+@pytest.mark.parametrize("text", ["nothing://bucket/run", "hdfs2://x"])
+def test_a_protocol_that_nobody_knows_is_refused(text):
+    with pytest.raises(InputError, match=f"{text}.*extras gs, s3 and hdfs"):
+        storage.location(text)

@@ -1,0 +1,100 @@
+"""The parts of the benchmarks that could be wrong without showing it."""
+
+import json
+
+import numpy as np
+import oracle
+import pytest
+
+from benchmarks import peers, publish, quality, selection
+from benchmarks.runs import IN_PROCESS
+from benchmarks.table import Row
+from pipeline.corpus.corpus import open_corpus
+from pipeline.files.layout import Run
+from pipeline.mining.job import mine
+from pipeline.mining.manifest import open_triplets, read_packs
+from pipeline.packs.write import SCOPES
+from trainer.loop import train_newest
+from trainer.recipe import read_recipe
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "verdict"),
+    [(1.9, True, "SHORT"), (2.0, True, "PASS"), (2.0, False, "PASS"), (2.1, False, "SHORT")],
+)
+def test_bounds_go_both_ways(value, at_least, verdict):
+    assert Row(what="x", value=value, bound=2.0, at_least=at_least).verdict == verdict
+    assert Row(what="x", value=value, at_least=at_least).verdict == "-"
+
+
+def test_marginal_cost_is_a_difference_over_a_difference_of_the_fastest():
+    turns = [
+        [({"nearest": mined}, {"forward": forward, "nearest": scan}) for mined, forward, scan in sizes]
+        for sizes in ([(20.0, 10.0, 1.0), (35.0, 20.0, 3.0)], [(21.0, 9.0, 2.0), (32.0, 18.0, 4.0)])
+    ]
+    assert selection.marginal_cost(turns, "nearest").value == pytest.approx((32 - 20) / (18 - 9 + 3 - 1))
+
+
+def test_every_pair_lists_each_ordered_pair_once():
+    label = np.array([0, 0, 0, 1, 2, 2])
+    pairs = list(zip(*peers.every_pair(label), strict=True))
+    assert sorted(pairs) == [(a, p) for a in range(6) for p in range(6) if a != p and label[a] == label[p]]
+    anchor, positive = peers.one_pair(np.array([0, 0, 1, 1]))
+    assert positive.tolist() == [1, 0, 3, 2]
+
+
+def test_triplets_are_judged_by_the_definitions():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((60, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    label = np.arange(60) // 6
+    triplets = rng.integers(0, 60, (500, 3))
+    found = peers.judged(triplets, vectors, label)
+    d = oracle.distance(vectors)
+    d_ap, d_an = d[triplets[:, 0], triplets[:, 1]], d[triplets[:, 0], triplets[:, 2]]
+    other = label[triplets[:, 0]] != label[triplets[:, 2]]
+    assert found["same_label"] == pytest.approx(1 - other.mean())
+    assert found["valid"] == pytest.approx((other & (d_an < d_ap + peers.MARGIN)).mean(), abs=0.003)
+    assert found["hard"] == pytest.approx((other & (d_an <= d_ap)).mean(), abs=0.003)
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_the_control_has_no_corpus_triplets_and_trains(fresh_run, even):
+    recipe = read_recipe("best")
+    before = mine(fresh_run, recipe.mining, recipe.packing, IN_PROCESS)
+    quality.random_packs(fresh_run, 0, seed=0, even=even)
+    after = open_triplets(Run(fresh_run).round(0), open_corpus(fresh_run))
+    assert abs(after.rows - before.rows) <= 32 and after.triplet_digest != before.triplet_digest
+    found = list(read_packs(fresh_run))
+    assert sum(len(pack["anchor"]) for pack in found) == after.triplets > 0
+    rows = np.concatenate([pack["row"] for pack in found])
+    assert len(rows) == after.rows and len(found) == after.packs
+    often = np.bincount(rows)
+    assert (often.min(), often.mean() < 1.02) == (1, True) if even else often.max() > 2
+    for pack in found:
+        assert set(pack["scope"]) == {SCOPES.index("pack")}
+        label = np.array(pack["label"])
+        assert (label[pack["anchor"]] == label[pack["positive"]]).all()
+        assert (label[pack["anchor"]] != label[pack["negative"]]).all()
+    assert train_newest(fresh_run, recipe.train).metrics
+
+
+def test_the_published_section_is_made_of_the_json(tmp_path, monkeypatch):
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n")
+    (tmp_path / "results").mkdir()
+    docs = tmp_path / "docs"
+    for name, value in (("PAGE", page), ("HERE", tmp_path), ("DOCS", docs)):
+        monkeypatch.setattr(publish, name, value)
+    row = {"what": "MAP@R, a minus b", "value": 0.0123, "bound": 0.02, "note": "", "at_least": True, "verdict": "SHORT"}
+    result = {
+        "rows": [row], "tables": {}, "passes": 1, "date": "2026-01-02", "cores": 2, "machine": "machine",
+        "versions": {"numpy": "1"},
+    }  # fmt: skip
+    (tmp_path / "results" / "quality.json").write_text(json.dumps(result))
+    assert publish.main() == 0
+    text = page.read_text()
+    assert "| MAP@R, a minus b | +0.012 | >= 0.02 | SHORT |" in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "2026-01-02, 2 cores" in text
+    assert (docs / "quality.json").exists()
+    assert publish.main() == 0 and page.read_text() == text

@@ -1,0 +1,128 @@
+"""Every loss against NumPy, by loops; gradients where they could be infinite; memory."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import losses
+
+
+def unit(rng, rows, dim=8):
+    vectors = rng.standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def one_by_one(name, d_ap, d_an, margin):
+    """The loss of a list of triplets, in float64."""
+    each = [max(0.0, margin + ap - an) for ap, an in zip(d_ap, d_an, strict=True)]
+    if name == "contrastive":
+        each = [ap / 2 + max(0.0, margin - an**0.5) ** 2 / 2 for ap, an in zip(d_ap, d_an, strict=True)]
+    if name == "active-triplet":
+        each = [loss for loss in each if loss > 0]
+    return sum(each) / len(each) if each else 0.0
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("margin", [0.2, 1.0])
+def test_losses_equal_numpy(name, margin):
+    rng = np.random.default_rng(0)
+    embeddings, triplets = unit(rng, 40), rng.integers(0, 40, (500, 3))
+    a, p, n = (embeddings[triplets[:, k]].astype(np.float64) for k in range(3))
+    d_ap, d_an = ((a - p) ** 2).sum(axis=1), ((a - n) ** 2).sum(axis=1)
+    ours = losses.triplet_distances(embeddings, tf.constant(triplets, tf.int32))
+    np.testing.assert_allclose(ours[0], d_ap, atol=1e-6)
+    np.testing.assert_allclose(ours[1], d_an, atol=1e-6)
+    assert abs(float(losses.LOSSES[name](*ours, margin)) - one_by_one(name, d_ap, d_an, margin)) < 1e-6
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_nothing_active_and_nothing_at_all_is_zero(name):
+    far = tf.constant([0.0, 0.0]), tf.constant([4.0, 4.0])
+    assert float(losses.LOSSES[name](*far, 0.2)) == 0
+    assert float(losses.LOSSES[name](tf.zeros(0), tf.zeros(0), 0.2)) == 0
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_gradients_are_finite_where_rows_coincide(name):
+    embeddings = tf.Variable(np.repeat(unit(np.random.default_rng(1), 1), 3, axis=0))
+    with tf.GradientTape() as tape:
+        loss = losses.LOSSES[name](*losses.triplet_distances(embeddings, tf.constant([[0, 1, 2]])), 0.5)
+    assert float(loss) > 0
+    assert np.isfinite(tf.convert_to_tensor(tape.gradient(loss, embeddings)).numpy()).all()
+
+
+def memory_loss_by_loops(embeddings, memory, positive, negative, batch_positive):
+    """In float64, one pair at a time."""
+    t, of_anchors = losses.MEMORY_TEMPERATURE, []
+    for a in range(len(embeddings)):
+        against = [embeddings[a] @ memory[n] for n in np.flatnonzero(negative[a])]
+        towards = [embeddings[a] @ memory[p] for p in np.flatnonzero(positive[a])]
+        towards += [embeddings[a] @ embeddings[p] for p in np.flatnonzero(batch_positive[a])]
+        if against and towards:
+            of_anchors.append(np.mean([np.log1p(sum(np.exp((n - p) / t) for n in against)) for p in towards]))
+    return np.mean(of_anchors)
+
+
+def test_the_memorys_loss_equals_loops_and_its_gradient_is_finite():
+    """The first row has no negatives, the second no positives."""
+    rng = np.random.default_rng(2)
+    embeddings, memory = unit(rng, 24, 5), unit(rng, 40, 5)
+    label, of_memory = rng.integers(0, 4, 24), rng.integers(0, 4, 40)
+    positive, pair = label[:, None] == of_memory, (label[:, None] == label) & ~np.eye(24, dtype=bool)
+    negative = ~positive
+    negative[0], positive[1], pair[1] = False, False, False
+    x = tf.Variable(embeddings)
+    with tf.GradientTape() as tape:
+        loss = losses.memory_loss(x, memory, positive, negative, pair)
+    expected = memory_loss_by_loops(embeddings.astype(float), memory, positive, negative, pair)
+    assert abs(float(loss) - expected) < 1e-5
+    gradient = tape.gradient(loss, x).numpy()
+    assert np.isfinite(gradient).all() and np.abs(gradient[2:]).max(axis=1).min() > 0
+    nobody = np.zeros_like(positive)
+    assert float(losses.memory_loss(x, memory, nobody, nobody, np.zeros_like(pair))) == 0
+
+
+def semihard_by_loops(label, embeddings, margin):
+    d = ((embeddings[:, None].astype(np.float64) - embeddings[None]) ** 2).sum(axis=2)
+    found = []
+    for a in range(len(label)):
+        for p in range(len(label)):
+            if a == p or label[a] != label[p]:
+                continue
+            others = [d[a, n] for n in range(len(label)) if label[n] != label[a]]
+            beyond = [x for x in others if x > d[a, p]]
+            chosen = min(beyond) if beyond else max(others) if others else np.inf
+            found.append(max(0, margin + d[a, p] - chosen))
+    return np.mean(found) if found else 0.0
+
+
+@pytest.mark.parametrize("margin", [0.2, 1.0])
+@pytest.mark.parametrize("classes", [1, 2, 5, 30, 1000])
+def test_semihard_loss_equals_loops(classes, margin):
+    """1,000 classes: anchors without a positive. One class: no negative at all."""
+    rng = np.random.default_rng(classes)
+    label, embeddings = rng.integers(0, classes, 30), unit(rng, 30, 3)
+    with tf.GradientTape() as tape:
+        x = tf.Variable(embeddings)
+        loss = losses.triplet_semihard_loss(tf.constant(label), x, margin)
+    assert abs(float(loss) - semihard_by_loops(label, embeddings, margin)) < 1e-5
+    assert np.isfinite(tape.gradient(loss, x).numpy()).all()
+
+
+def test_semihard_loss_holds_no_cube():
+    """Batch 200: no tensor of its graph, or of its gradient's, has more than a few squares of numbers."""
+
+    @tf.function(input_signature=[tf.TensorSpec([200], tf.int64), tf.TensorSpec([200, 16])])
+    def gradient(labels, embeddings):
+        with tf.GradientTape() as tape:
+            tape.watch(embeddings)
+            loss = losses.triplet_semihard_loss(labels, embeddings, 0.2)
+        return tape.gradient(loss, embeddings)
+
+    sizes = [
+        int(np.prod(out.shape))
+        for op in gradient.get_concrete_function().graph.get_operations()
+        for out in op.outputs
+        if out.shape.is_fully_defined()
+    ]
+    assert 200 * 200 in sizes and max(sizes) <= 3 * 200 * 200

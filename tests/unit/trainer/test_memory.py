@@ -1,0 +1,116 @@
+"""The memory: who is whose positive and negative, what is drawn, what a step makes of it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.corpus.corpus import Split, open_corpus
+from pipeline.embedding.store import EmbeddingStore
+from pipeline.files.errors import InputError
+from pipeline.files.layout import Run
+from pipeline.mining.manifest import open_triplets
+from pipeline.triplets.rows import Block
+from trainer.batches import triplet_batches
+from trainer.memory import CLASSMATES, Memory
+
+CLASSES, ROWS = 12, 20
+
+
+def memory_of(label, content=None, group=None, most=10_000, seed=0) -> Memory:
+    """Of rows with these labels (ascending), codes of content and groups; embeddings of their own numbers."""
+    first_rows = np.searchsorted(label, np.arange(label.max() + 2))
+    split = Split(
+        directory=None, name="train", labels=list(map(str, range(label.max() + 1))), first_rows=first_rows, shards=[],
+        copies=content is not None, grouped=group is not None,
+    )  # fmt: skip
+
+    def block(rows):
+        codes = {n: None if c is None else c[rows] for n, c in (("content", content), ("group", group))}
+        return Block(row=rows, embedding=np.repeat(rows[:, None], 2, axis=1).astype(np.float32), **codes)
+
+    return Memory(SimpleNamespace(split=split, block=block), most, seed)
+
+
+def rows_with_copies_and_groups():
+    """240 rows of 12 classes, with copies inside and across classes, and groups across classes; -1: none."""
+    rng = np.random.default_rng(0)
+    content, group = np.arange(240), rng.integers(-1, 40, 240)
+    content[200:230] = content[rng.integers(0, 200, 30)]
+    return np.repeat(np.arange(CLASSES), ROWS), content, group
+
+
+@pytest.mark.parametrize("most", [10_000, 90])
+def test_positives_and_negatives_are_those_of_mining(most):
+    label, content, group = rows_with_copies_and_groups()
+    memory = memory_of(label, content, group, most)
+    rows = np.random.default_rng(1).choice(240, 40, replace=False)
+    of_memory, positive, negative, batch_positive = memory(rows)
+    assert len(np.unique(of_memory)) == min(most, 240)
+    for i, a in enumerate(rows):
+        for j, b in enumerate(of_memory):
+            copy, grouped = content[a] == content[b], group[a] == group[b] >= 0
+            assert positive[i, j] == (label[a] == label[b] and not copy)
+            assert negative[i, j] == (label[a] != label[b] and not copy and not grouped)
+        for j, b in enumerate(rows):
+            assert batch_positive[i, j] == (label[a] == label[b] and content[a] != content[b])
+
+
+def test_without_copies_and_groups_a_row_is_no_positive_of_itself():
+    memory = memory_of(np.repeat(np.arange(3), 4))
+    of_memory, positive, negative, batch_positive = memory(np.array([1, 5]))
+    assert np.flatnonzero(positive[0]).tolist() == [0, 2, 3] and np.flatnonzero(negative[0]).tolist() == [*range(4, 12)]
+    assert of_memory.tolist() == [*range(12)] and not batch_positive.any()
+
+
+def test_a_draw_has_classmates_for_every_row_is_seeded_and_otherwise_uniform():
+    label = np.repeat(np.arange(CLASSES), 30)
+    rows = np.array([62, 65, 215])  # of classes 2 and 7
+
+    def drawn(seed):
+        return memory_of(label, most=100, seed=seed)(rows)[0]
+
+    assert all(len(np.unique(drawn(seed))) == 100 for seed in range(3))
+    assert all(np.sum(label[drawn(0)] == of) >= CLASSMATES for of in (2, 7))
+    np.testing.assert_array_equal(drawn(0), drawn(0))
+    assert not np.array_equal(drawn(0), drawn(1))
+    counts = sum(np.bincount(label[drawn(seed)], minlength=CLASSES) for seed in range(200))
+    others = np.delete(counts, [2, 7])
+    assert others.max() / others.min() < 1.2
+
+
+@pytest.mark.parametrize("most", [10_000, 100])
+def test_batches_come_with_what_they_are_compared_with_and_renew_it(small_mined, most):
+    round, corpus = Run(small_mined).round(0), open_corpus(small_mined)
+    manifest = open_triplets(round, corpus)
+    store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
+    memory, mined = Memory(store, most, 0), store.embeddings(np.arange(store.split.rows))
+    first, second = list(triplet_batches(round.triplets, manifest, (8, 8, 1), 128, 1, memory=memory).take(2))
+    for batch in (first, second):
+        found = memory(batch["row"].numpy())
+        for name, value in zip(
+            ("memory_row", "memory_positive", "memory_negative", "batch_positive"), found, strict=True
+        ):
+            np.testing.assert_array_equal(batch[name], value)
+        assert batch["memory_negative"].numpy().any(axis=1).all()
+        assert memory.add(batch)["memory"].shape == memory.spec["memory"].shape
+    np.testing.assert_array_equal(memory.add(first)["memory"], mined[first["memory_row"].numpy()])
+    memory.renew(first, tf.constant(-mined[first["row"].numpy()]))
+    renewed = np.isin(np.arange(len(mined)), first["row"].numpy())
+    expected = np.where(renewed[:, None], -mined, mined)
+    np.testing.assert_array_equal(memory.add(second)["memory"], expected[second["memory_row"].numpy()])
+
+
+def test_embeddings_that_are_gone_or_altered_are_named(small_mined, tmp_path):
+    store = EmbeddingStore(Run(tmp_path).round(0), open_corpus(small_mined), "of a checkpoint")
+    for shard in range(len(store.split.shards)):
+        store.write(shard, np.ones((store.split.shards[shard].records, 2), np.float32))
+    assert Memory(store, 100, 0).embedding.shape == (store.split.rows, 2)
+    path = store.path(0)
+    np.save(path, 2 * np.load(path))
+    with pytest.raises(InputError, match=rf"{path} is not what was mined with.*--memory_rows 0"):
+        Memory(store, 100, 0)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{path} is missing"):
+        Memory(store, 100, 0)

@@ -1,0 +1,88 @@
+"""The networks that ship, vocabularies, and functions by import path."""
+
+import keras
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.corpus.corpus import Feature
+from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.files.errors import InputError
+from trainer import models
+
+TEXTS = tf.data.Dataset.from_tensor_slices(["one two", "two three", "a\u2028b \x85 c\x1cd", "a", "b"]).batch(2)
+SAID = tf.constant([["one two"], ["a\u2028b"], ["a"], ["..."], [""]])
+
+
+def reloaded(model, directory):
+    model.save(directory / "model.keras")
+    return load_checkpoint(directory / "model.keras")
+
+
+def test_a_vocabulary_survives_the_file_whatever_is_in_its_words(tmp_path):
+    """Keras writes an adapted vocabulary as lines of text, and reads other lines back; in the config it is safe."""
+    model = models.with_vocabulary(networks.vectorising(()), TEXTS)
+    [layer] = [layer for layer in model.layers if hasattr(layer, "get_vocabulary")]
+    assert {"one", "a\u2028b", "c\x1cd"} <= set(layer.get_vocabulary())
+    again = reloaded(model, tmp_path)
+    assert again.layers[1].get_vocabulary() == layer.get_vocabulary()
+    np.testing.assert_array_equal(model(SAID), again(SAID))
+    assert checkpoint_digest(again) == checkpoint_digest(model)
+
+
+def test_a_vocabulary_that_is_there_stays():
+    model = models.with_vocabulary(networks.vectorising((), vocabulary=["three", "four"]), TEXTS)
+    assert model.layers[1].get_vocabulary() == ["", "[UNK]", "three", "four"]
+
+
+def test_the_digest_covers_vocabularies_and_their_weights():
+    """They are no variables, and Keras leaves them out of the config when a layer was adapted."""
+
+    def digest(texts, **options):
+        keras.utils.clear_session()  # which numbers layers from zero: the digest covers their names
+        inputs = keras.Input((1,), dtype="string")
+        layer = keras.layers.TextVectorization(**options)
+        layer.adapt(texts)
+        return checkpoint_digest(keras.Model(inputs, layer(inputs)))
+
+    assert digest(["a b"]) == digest(["a b"]) != digest(["a c"])
+    weighted = {"output_mode": "tf_idf"}
+    assert digest(["a b", "b"], **weighted) == digest(["a b", "b"], **weighted) != digest(["a b", "a b"], **weighted)
+
+
+def test_the_text_network_gives_every_text_a_vector(tmp_path):
+    model = models.with_vocabulary(models.text(()), TEXTS)
+    model(tf.reshape(SAID, [-1]), training=True)  # as trainer.init lets batch normalisation see the corpus
+    found = reloaded(model, tmp_path)(tf.reshape(SAID, [-1])).numpy()
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(found[3], found[4])  # neither has a word
+
+
+@pytest.mark.parametrize(
+    ("feature", "shape"),
+    [
+        (Feature(kind="image", shape=(8, 8, 1), dtype="uint8"), (8, 8, 1)),
+        (Feature(kind="image", shape=(105, 20, 3), dtype="uint8"), (32, 20, 3)),
+        (Feature(kind="image", shape=(None, None, 3), dtype="uint8"), (32, 32, 3)),
+        (Feature(kind="vector", shape=(12,), dtype="float32"), (12,)),
+        (Feature(kind="text", shape=(), dtype="string"), ()),
+    ],
+)
+def test_the_network_that_ships_takes_what_the_corpus_has(feature, shape):
+    assert models.example_shape(feature) == shape
+    model = models.default_for(feature.kind)(shape)
+    assert model.inputs[0].shape[1:] == shape and model.outputs[0].shape[1:] == (models.EMBEDDING_DIM,)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("networks:nothing", "networks:nothing: .*Give package.module:function"),
+        ("no_such_module:f", "no_such_module"), ("networks", "Give package.module:function"), (":f", "Empty module"),
+        ("networks:NO_FUNCTION", "is a int, expected a function"),
+    ],
+)  # fmt: skip
+def test_an_import_path_that_names_no_function_is_refused(path, message):
+    with pytest.raises(InputError, match=f"--model {message}" if path in message else message):
+        models.by_path(path)

@@ -1,0 +1,137 @@
+"""Triplet TFRecords to batches; and, for the warm-up, corpus records to batches of P classes x K rows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.corpus.corpus import Corpus
+from pipeline.embedding.decoding import decode, decode_records
+from pipeline.files.errors import InputError
+from pipeline.mining.manifest import TripletsManifest
+from pipeline.triplets.draws import draw_key
+from trainer.memory import Memory
+
+
+def triplet_batches(
+    directory: Path,
+    manifest: TripletsManifest,
+    input_shape: tuple[int, ...],
+    batch_rows: int,
+    seed: int,
+    first_batch: int = 0,
+    memory: Memory | None = None,
+) -> Any:
+    """One epoch of a round's packs, in an order drawn from `seed`.
+
+    Args:
+      directory: holds the shards that the manifest lists.
+      input_shape: of one example as the network takes it.
+      batch_rows: how many images a batch holds at most; a pack is never cut.
+      first_batch: how many batches of the epoch to leave out at its start.
+      memory: for the entries that its `add` and `renew` take, masks among them.
+    Returns:
+      A tf.data.Dataset of dicts. inputs: [R, *input_shape], float32, of texts string; triplets: int32 [T, 3], positions
+      in inputs of anchor, positive, negative.
+    """
+    kind = manifest.feature.kind
+    paths = [str(directory / shard.file) for shard in manifest.shards]
+    order = np.random.default_rng(seed).permutation(len(paths))
+    packs = tf.data.Dataset.from_tensor_slices([paths[i] for i in order])
+    packs = packs.interleave(tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=4, deterministic=True)
+    packs = packs.shuffle(1024 if manifest.packing.pack_rows < 8 else 64, seed=seed)
+    packs = packs.batch(packs_per_batch(manifest, batch_rows)).skip(first_batch)
+
+    integers = ("row", "anchor", "positive", "negative")
+    schema = {key: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for key in integers}
+    schema[kind] = tf.io.RaggedFeature(tf.float32 if kind == "vector" else tf.string, row_splits_dtype=tf.int64)
+
+    @tf.autograph.experimental.do_not_convert
+    def parse(serialised: Any) -> dict[str, Any]:
+        pack = tf.io.parse_example(serialised, schema)
+        first = tf.gather(pack["row"].row_starts(), pack["anchor"].value_rowids())  # row of each triplet's pack
+        sides = [pack[side].values + first for side in ("anchor", "positive", "negative")]
+        inputs = decode(manifest.feature, pack[kind].values, input_shape)
+        batch = {"inputs": inputs, "triplets": tf.cast(tf.stack(sides, axis=1), tf.int32)}
+        return batch | (memory.of_batch(pack["row"].values) if memory else {})
+
+    return _ahead(packs.map(parse))
+
+
+def _ahead(batches: Any) -> Any:
+    """Makes the next batches while one is trained on: one at a time, for its images are decoded in parallel already.
+
+    Without autotuning: its thread at times sleeps through the end of an epoch, and the epoch waits for it, for 2.6 s.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(2).with_options(options)
+
+
+def packs_per_batch(manifest: TripletsManifest, batch_rows: int) -> int:
+    return max(1, batch_rows // manifest.packing.pack_rows)
+
+
+def usable_classes(corpus: Corpus) -> np.ndarray:
+    """The classes with two rows or more in the train split; two of them at the least."""
+    usable = np.flatnonzero(np.diff(corpus.split("train").first_rows) >= 2)
+    if len(usable) < 2:
+        raise InputError(
+            f"{corpus.directory}: {len(usable)} of the classes to train on have two rows or more, triplets need two. "
+            f"Ingest a source with more into a new --run_dir."
+        )
+    return usable
+
+
+def class_batches(
+    corpus: Corpus,
+    input_shape: tuple[int, ...],
+    classes: int,
+    rows_per_class: int,
+    steps: int,
+    seed: int,
+    first_step: int = 0,
+) -> Any:
+    """Batches of P classes x K rows of the train split, shuffled; those before first_step left out.
+
+    Classes are dealt like cards, and so are the rows of a class: none comes again before all have come.
+
+    Returns:
+      A tf.data.Dataset of `steps` - `first_step` pairs: inputs [P * K, *input_shape] and labels int64 [P * K].
+    """
+    split = corpus.split("train")
+    usable = usable_classes(corpus)
+    classes = min(classes, len(usable))
+
+    def draw() -> Iterator[tuple[list[bytes], np.ndarray]]:
+        rng = np.random.default_rng(int(draw_key(seed, 0, "online")))
+        none = np.empty(0, np.int64)
+        classes_left, rows_left = none, {label: none for label in usable.tolist()}
+        for step in range(steps):
+            if len(classes_left) < classes:
+                classes_left = _shuffled(rng, classes_left, usable, classes)
+            chosen, classes_left = np.split(classes_left, [classes])
+            rows = []
+            for label in chosen.tolist():
+                if len(rows_left[label]) < rows_per_class:
+                    own = np.arange(*split.first_rows[label : label + 2])
+                    rows_left[label] = _shuffled(rng, rows_left[label], own, rows_per_class)
+                drawn, rows_left[label] = np.split(rows_left[label], [rows_per_class])
+                rows.append(drawn)
+            if step >= first_step:
+                yield split.read(np.concatenate(rows)), np.repeat(chosen, rows_per_class)
+
+    signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
+    batches = tf.data.Dataset.from_generator(draw, output_signature=signature)
+    return _ahead(batches.map(lambda records, labels: (decode_records(corpus.feature, records, input_shape), labels)))
+
+
+def _shuffled(rng: np.random.Generator, left: np.ndarray, deck: np.ndarray, count: int) -> np.ndarray:
+    """What is left of a deck, and whole ones after it until there are `count`, which differ if a deck has so many."""
+    while len(left) < count:
+        fresh = rng.permutation(deck)
+        first = np.flatnonzero(~np.isin(fresh, left))[: count - len(left)]
+        left = np.concatenate([left, fresh[first], np.delete(fresh, first)])
+    return left

@@ -1,0 +1,306 @@
+"""A round's training from start to checkpoint, with the plain triplet loss unless told otherwise."""
+
+import contextlib
+import functools
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field as default
+from pathlib import Path
+from typing import Any
+
+import keras
+import msgspec
+import tensorflow as tf
+from tensorflow.summary import create_file_writer, create_noop_writer
+
+from pipeline.corpus.corpus import Corpus, open_corpus
+from pipeline.embedding.network import checkpoint_digest, input_shape, load_checkpoint
+from pipeline.embedding.store import EmbeddingStore
+from pipeline.files import manifests, storage
+from pipeline.files.errors import InputError
+from pipeline.files.layout import Round, Run
+from pipeline.mining.manifest import TripletsManifest, open_triplets
+from pipeline.process.commands import log, postponed_stop
+from pipeline.process.progress import Stage, live
+from pipeline.reporting.results import Epoch, Metrics
+from pipeline.triplets.draws import draw_key
+from trainer.batches import packs_per_batch, triplet_batches
+from trainer.memory import Memory
+from trainer.options import TrainOptions
+from trainer.state import SAVE_SECONDS, Resumable, restore_optimizer, save_optimizer
+from trainer.step import SUMS, Step, strategy_for
+
+BATCH_ROWS = 128  # images a batch where packs do not say it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate falls to a tenth over so many rounds, from `first` on."""
+
+    first: int
+    rounds: int = 1
+
+    def learning_rate(self, peak: float, round: int, share: float) -> float:
+        """share: of the round, how much is done."""
+        return decayed(peak, (round - self.first + share) / self.rounds)
+
+
+@dataclass(kw_only=True)
+class Totals:
+    """Of an epoch that is under way. idle: steps without triplets. sums: of `step.SUMS`."""
+
+    batches: int = 0
+    steps: int = 0
+    idle: int = 0
+    triplets: int = 0
+    sums: dict[str, float] = default(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+
+    def add(self, values: dict[str, float], batches: int, triplets: int) -> None:
+        self.sums = {name: total + values[name] for name, total in self.sums.items()}
+        self.batches += batches
+        self.triplets += triplets
+        self.steps += 1
+        self.idle += triplets == 0
+
+    def mean(self) -> Epoch:
+        each = {name: self.sums[name] / self.triplets for name in ("d_ap", "d_an")}
+        return Epoch(
+            loss=self.sums["loss"] / (self.steps - self.idle), memory_loss=self.sums["memory_loss"] / self.steps,
+            active_share=self.sums["active"] / self.triplets, triplets=self.triplets, **each,
+        )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a round's training is. rows: image passes."""
+
+    step: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    epochs: list[Epoch] = default(default_factory=list)
+    totals: Totals = default(default_factory=Totals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training the newest mined round came to. metrics: None if it was trained already."""
+
+    run_dir: str
+    round: int
+    checkpoint: str
+    metrics: Metrics | None
+
+    def __str__(self) -> str:
+        after = f"  {self.checkpoint}   next: python -m pipeline.mine --run_dir {self.run_dir}"
+        if self.metrics is None:
+            return f"round {self.round} is trained already; nothing to do\n{after}"
+        m = self.metrics
+        each = " + ".join(f"{value:.2f} of scope {scope}" for scope, value in m.triplets_per_image_pass.items())
+        lines = [f"round {self.round} trained on {m.device}"]
+        lines += [f"  epoch {number}: {epoch}" for number, epoch in enumerate(m.epochs, 1)]
+        if m.stopped_by == "min_active":
+            lines.append(f"  ended after epoch {len(m.epochs)}: too few triplets are still active (--min_active)")
+        lines.append(f"  {m.steps} steps, {m.image_passes:,} image passes with {each} each, {m.seconds:.0f} s")
+        return "\n".join([*lines, after])
+
+
+def device_name() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"CPU ({os.cpu_count()} cores)"
+    return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus)
+
+
+def decayed(learning_rate: float, progress: float) -> float:
+    """From the full rate to a tenth of it along half a cosine.
+
+    Loshchilov and Hutter, SGDR (https://arxiv.org/abs/1608.03983); a restart each schedule. Keras' CosineDecay wants to
+    know the number of steps, and of later rounds of a schedule nobody knows it.
+    """
+    return learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def train_newest(
+    run_dir: Path, options: TrainOptions, schedule: Schedule | None = None, save_seconds: float = SAVE_SECONDS
+) -> Trained:
+    """Trains on the newest mined round, writes the next checkpoint.
+
+    Args:
+      save_seconds: between two saves of what an interrupted training goes on from, at the least.
+    Raises:
+      InputError: if nothing is mined, a file is not what its manifest says, or the loss is no number.
+    """
+    run, corpus = Run(run_dir), open_corpus(run_dir)
+    round = run.newest_mined()
+    if round is None:
+        raise InputError(f"nothing is mined in {run_dir} yet. Next: python -m pipeline.mine --run_dir {run_dir}")
+    target = round.next.checkpoint
+    trained = functools.partial(Trained, run_dir=str(run_dir), round=round.number, checkpoint=str(target))
+    if target.exists():
+        state_path(round).unlink(missing_ok=True)  # of a training that was killed right after its checkpoint was there
+        return trained(metrics=None)
+    manifest = open_triplets(round, corpus)
+    keras.utils.set_random_seed(options.seed)  # before anything is loaded: Dropout draws its generator's seed then
+    model = _mined_with(round, manifest)
+    strategy = strategy_for(tf.config.list_physical_devices("GPU"))
+    with storage.fetched(round.triplets, [shard.file for shard in manifest.shards]) as triplets:
+        with strategy.scope():
+            if strategy.num_replicas_in_sync > 1:  # its variables must be made in there
+                model = load_checkpoint(round.checkpoint)
+            optimizer = keras.optimizers.Adam(options.learning_rate)
+            restore_optimizer(optimizer, model, round.optimizer, manifest.checkpoint_digest)
+        training = Training(
+            round, corpus, manifest, model, optimizer, strategy, options, schedule or Schedule(first=round.number),
+            triplets, save_seconds,
+        )  # fmt: skip
+        try:
+            return trained(metrics=training.run())
+        finally:
+            training.clear()
+
+
+def state_path(round: Round) -> Path:
+    """Of what an interrupted training goes on from."""
+    return round.train / "state.npz"
+
+
+def _mined_with(round: Round, manifest: TripletsManifest) -> keras.Model:
+    """The checkpoint, compared with what the round was mined with."""
+    model = load_checkpoint(round.checkpoint)
+    digest = checkpoint_digest(model)
+    if digest != manifest.checkpoint_digest:
+        raise InputError(
+            f"{round.checkpoint} is {digest[:12]}, round {round.number} was mined with "
+            f"{manifest.checkpoint_digest[:12]}. Put that checkpoint back, or remove {round.triplets} and mine again."
+        )
+    return model
+
+
+class Training:
+    """The epochs of a round; what comes of them is written at the end, the checkpoint last."""
+
+    def __init__(
+        self, round: Round, corpus: Corpus, manifest: TripletsManifest, model: keras.Model, optimizer: Any,
+        strategy: Any, options: TrainOptions, schedule: Schedule, triplets: Path, save_seconds: float,
+    ):  # fmt: skip
+        """triplets: a local directory with the round's shards."""
+        self.round, self.corpus, self.manifest = round, corpus, manifest
+        self.model, self.optimizer, self.options, self.schedule = model, optimizer, options, schedule
+        self.triplets, self.replicas = triplets, strategy.num_replicas_in_sync
+        packing = manifest.packing
+        self.batch_rows = options.batch_rows or (BATCH_ROWS if packing.lone else packing.pack_rows)
+        if self.batch_rows < packing.pack_rows:
+            raise InputError(f"--batch_rows {self.batch_rows} is less than a pack's {packing.pack_rows} rows")
+        self.shape = input_shape(model, corpus.feature, round.checkpoint)
+        self.memory = None
+        if options.memory_rows:
+            store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
+            self.memory = Memory(store, options.memory_rows, manifest.mining.seed)
+        spec = self.batches(0).element_spec | (self.memory.spec if self.memory else {})
+        self.step = Step(model, optimizer, options.loss, manifest.mining.margin, strategy, spec)
+        shaped_by = [manifest.triplet_digest, manifest.checkpoint_digest, options, schedule, self.replicas]
+        arrays = {"memory": self.memory.embedding} if self.memory else {}
+        self.state = Resumable(state_path(round), shaped_by, model, optimizer, Progress(), save_seconds, **arrays)
+        self.steps_before = self._steps_before()
+
+    def _steps_before(self) -> int:
+        """How many steps on mined triplets led to the checkpoint."""
+        before = Round(self.round.run, self.round.number - 1).metrics
+        metrics = manifests.read_if_there(before, Metrics)
+        return metrics.total_steps if metrics else 0
+
+    def batches(self, epoch: int, first_batch: int = 0) -> Any:
+        """A tf.data.Dataset, of which `with_memory` makes what a step takes."""
+        seed = int(draw_key(self.options.seed, self.round.number, f"epoch/{epoch}")) & 0x7FFFFFFF
+        return triplet_batches(
+            self.triplets, self.manifest, self.shape, self.batch_rows, seed, first_batch, self.memory
+        )
+
+    def with_memory(self, batches: Any) -> Iterator[dict[str, Any]]:
+        """Batches with the embeddings that each is compared with, as they are when it is asked for."""
+        return map(self.memory.add, batches) if self.memory else iter(batches)
+
+    def clear(self) -> None:
+        """Frees what is kept for the batches."""
+        if self.memory:
+            self.memory.clear()
+
+    def run(self) -> Metrics:
+        """All epochs, from where an interrupted run was."""
+        resumed = self.state.restore()
+        progress: Progress = self.state.progress
+        per_epoch = math.ceil(self.manifest.packs / packs_per_batch(self.manifest, self.batch_rows) / self.replicas)
+        steps, stopped_by = self.options.epochs * per_epoch, "epochs"
+        started = time.time() - progress.seconds
+        train = self.round.train  # TensorFlow's writer knows not all stores that we do
+        logs = create_file_writer(str(train / "logs")) if storage.is_local(train) else create_noop_writer()
+        stage = Stage(name="train", unit="steps", total=steps, done=lambda: progress.step)
+        with contextlib.closing(logs), live(stage), postponed_stop(self.state.save) as stop_if_asked:
+            log.info(
+                "training round %d on %s: %s triplets in %s packs", self.round.number, device_name(),
+                f"{self.manifest.triplets:,}", f"{self.manifest.packs:,}",
+            )  # fmt: skip
+            if resumed:
+                log.info("goes on at step %d", progress.step)
+            while len(progress.epochs) < self.options.epochs and stopped_by == "epochs":
+                for values in self._epoch(progress, steps):
+                    progress.seconds = time.time() - started
+                    with logs.as_default(step=self.steps_before + progress.step):
+                        for name, value in values.items():
+                            tf.summary.scalar(name, value)
+                    stop_if_asked()
+                    self.state.save_when_due()
+                stopped_by = self._end_epoch(progress)
+            return self._finish(progress, stopped_by, time.time() - started)
+
+    def _epoch(self, progress: Progress, steps: int) -> Iterator[dict[str, float]]:
+        """The steps that are left of an epoch; gives what is to be seen of each."""
+        totals = progress.totals
+        batches = self.with_memory(self.batches(len(progress.epochs), totals.batches))
+        while group := list(itertools.islice(batches, self.replicas)):
+            rate = self.schedule.learning_rate(self.options.learning_rate, self.round.number, progress.step / steps)
+            self.optimizer.learning_rate = rate
+            values, embeddings = self.step(group)
+            if not all(map(math.isfinite, values.values())):  # not later: JSON has no NaN, and the state is JSON
+                self.state.forget()
+                raise InputError(
+                    f"the loss became {values['loss']} in step {progress.step + 1}, with {values}; no checkpoint was "
+                    f"written. Lower --learning_rate."
+                )
+            if self.memory:
+                for batch, new in zip(group, embeddings, strict=True):
+                    self.memory.renew(batch, new)
+            triplets = sum(len(batch["triplets"]) for batch in group)
+            totals.add(values, len(group), triplets)
+            progress.rows += sum(len(batch["inputs"]) for batch in group)
+            progress.step += 1
+            seen = {"loss": values["loss"], "active_share": values["active"] / max(triplets, 1), "learning_rate": rate}
+            yield seen | ({"memory_loss": values["memory_loss"]} if self.memory else {})
+
+    def _end_epoch(self, progress: Progress) -> str:
+        """Takes up an epoch that is done. Returns what ends the round, `epochs` if nothing else does."""
+        epoch = progress.totals.mean()
+        progress.epochs.append(epoch)
+        progress.totals = Totals()
+        log.info("epoch %d: %s", len(progress.epochs), epoch)
+        return "min_active" if epoch.active_share < self.options.min_active else "epochs"
+
+    def _finish(self, progress: Progress, stopped_by: str, seconds: float) -> Metrics:
+        manifest, digest = self.manifest, checkpoint_digest(self.model)
+        metrics = Metrics(
+            round=self.round.number, device=device_name(), replicas=self.replicas, margin=manifest.mining.margin,
+            options=msgspec.to_builtins(self.options), steps=progress.step,
+            total_steps=self.steps_before + progress.step, image_passes=progress.rows,
+            triplets_per_image_pass={s: sum(kinds.values()) / manifest.rows for s, kinds in manifest.counts.items()},
+            epochs=progress.epochs, stopped_by=stopped_by, seconds=round(seconds, 2),
+            checkpoint_digest=manifest.checkpoint_digest, next_checkpoint_digest=digest,
+        )  # fmt: skip
+        manifests.write(self.round.metrics, metrics)
+        save_optimizer(self.optimizer, self.round.next.optimizer, digest)
+        storage.write_atomically(self.round.next.checkpoint, self.model.save)
+        self.state.forget()
+        return metrics

@@ -1,0 +1,125 @@
+"""Every measure of a checkpoint on a split, and the table of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.corpus.corpus import open_corpus
+from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.files import manifests
+from pipeline.files.errors import InputError
+from pipeline.files.layout import Run
+from pipeline.reporting.results import Evaluation, Measures
+from trainer.measures.baselines import pixels
+from trainer.measures.retrieval import RECALL_AT, retrieval
+from trainer.measures.verification import deal_rows, verification
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Measures by what they are of. by: what the split was drawn by. Its text is a table."""
+
+    split: str
+    rows: int
+    classes: int
+    by: str
+    measures: dict[str, Measures]
+
+    def __str__(self) -> str:
+        unseen = "unseen classes" if self.by == "class" else "unseen examples"
+        lines = [f"{self.split} split: {self.rows:,} rows of {self.classes:,} classes ({unseen})", table(self.measures)]
+        if any("roc_auc" in row for row in self.measures.values()):
+            lines.append(
+                "AUC, EER, VAL at a false accept rate of 1e-3, 10-fold accuracy: whether two rows are of one class"
+            )
+        return "\n".join(lines)
+
+
+def linear_probe(embeddings: np.ndarray, label: np.ndarray) -> float:
+    """Accuracy of softmax regression on the frozen embeddings: fitted on half of each class, tried on the rest."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    fitted_on = deal_rows(label, 2) == 0
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe.fit(embeddings[fitted_on], label[fitted_on])
+    return float(probe.score(embeddings[~fitted_on], label[~fitted_on]))
+
+
+def clusters(embeddings: np.ndarray, label: np.ndarray, seed: int) -> float:
+    """Normalised mutual information of the labels and as many k-means clusters as there are labels."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import normalized_mutual_info_score
+
+    found = KMeans(len(np.unique(label)), n_init=1, random_state=seed).fit_predict(embeddings)
+    return float(normalized_mutual_info_score(label, found))
+
+
+def measure(embeddings: np.ndarray, label: np.ndarray, retrieval_only: bool = False, nmi: bool = False) -> Measures:
+    """Every measure of a split's embeddings: see `retrieval`, `verification`, `linear_probe`, `clusters`."""
+    found: Measures = dict(retrieval(embeddings, label))
+    if not retrieval_only:
+        several = len(np.unique(label)) > 1
+        found |= verification(embeddings, label)
+        found["linear_probe"] = linear_probe(embeddings, label) if several else None
+    if nmi:
+        found["nmi"] = clusters(embeddings, label, seed=0)
+    return found
+
+
+def evaluate_rounds(
+    run_dir: Path, numbers: tuple[int, ...] = (), split_name: str = "eval", with_pixels: bool = False, **which: bool
+) -> Evaluated:
+    """Evaluates rounds' checkpoints, the newest if none is named; each result is written into its round's folder.
+
+    which: see `measure`.
+    """
+    run, corpus = Run(run_dir), open_corpus(run_dir)
+    split, newest = corpus.split(split_name), run.newest_checkpoint()
+    if not split.rows:
+        raise InputError(f"{corpus.directory} has an empty {split_name} split; ingest with a share for it")
+    if newest is None:
+        raise InputError(f"{run_dir} has no checkpoint. Make a first one: python -m trainer.init --run_dir {run_dir}")
+    for number in numbers:
+        if not run.round(number).checkpoint.exists():
+            raise InputError(f"round {number} has no checkpoint; the newest is round {newest.number}'s")
+    split.check()
+    label, rows = split.class_of(np.arange(split.rows)), {}
+    if with_pixels:
+        rows["payload itself"] = measure(pixels(corpus, split), label, **which)
+    for number in numbers or [newest.number]:
+        round = run.round(number)
+        embedder = Embedder(load_checkpoint(round.checkpoint), corpus.feature, round.checkpoint)
+        rows[f"round {number}"] = found = measure(embedder.split(split), label, **which)
+        evaluation = Evaluation(
+            split=split_name, corpus_fingerprint=corpus.fingerprint, measures=found,
+            checkpoint_digest=checkpoint_digest(embedder.model),
+        )  # fmt: skip
+        manifests.write(round.evaluation(split_name), evaluation)
+    by = corpus.manifest.split_rule.by
+    return Evaluated(split=split_name, rows=split.rows, classes=len(split.labels), by=by, measures=rows)
+
+
+COLUMNS = {
+    **{f"R@{k}": f"recall_at_{k}" for k in RECALL_AT}, "R-prec": "r_precision", "MAP@R": "map_at_r",
+    "mean d": "mean_distance", "AUC": "roc_auc", "EER": "equal_error_rate", "VAL": "val_at_far_1e-3",
+    "10-fold": "accuracy_10_fold", "probe": "linear_probe", "NMI": "nmi",
+}  # fmt: skip
+
+
+def table(rows: dict[str, Measures]) -> str:
+    shown = {head: name for head, name in COLUMNS.items() if any(name in row for row in rows.values())}
+    widths = {head: 13 if f"{name}_std" in next(iter(rows.values())) else 8 for head, name in shown.items()}
+    lines = [f"{'':<14}" + "".join(f"{head:>{widths[head]}}" for head in shown)]
+    for title, row in rows.items():
+        cells = [_cell(row.get(name), row.get(f"{name}_std")) for name in shown.values()]
+        lines.append(f"{title:<14}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths.values(), strict=True)))
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, spread: float | None) -> str:
+    text = "-" if value is None else f"{value:.3f}"
+    return text if spread is None else f"{text}±{spread:.3f}"

@@ -1,0 +1,64 @@
+"""Every row queries all others: recall at k, R-precision, MAP@R."""
+
+import numpy as np
+
+from pipeline.corpus.corpus import Split
+from pipeline.files.errors import InputError
+
+RECALL_AT = (1, 5, 10)
+BLOCK = 256
+
+
+def has_queries(split: Split) -> bool:
+    """Whether a row has another of its class to find: `retrieval` refuses a split without one."""
+    return bool((np.diff(split.first_rows) > 1).any())
+
+
+def retrieval(embeddings: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Every row queries all others.
+
+    Args:
+      embeddings: float32 [n, dim], L2-normalised, on the grid (so that similarities are exact).
+      label: int64 [n].
+    Returns:
+      recall_at_k: share of queries with a row of their label among the k nearest. r_precision, map_at_r: of the R
+      nearest, R being the other rows of the query's label; Musgrave et al., A Metric Learning Reality Check,
+      section 4.4 (https://arxiv.org/abs/2003.08505). mean_distance: over all
+      pairs; near 0 the embedding has collapsed. Ties go to the lower row. Rows alone in their class are no
+      queries; `queries` counts the others.
+    """
+    n = len(label)
+    _, which, size = np.unique(label, return_inverse=True, return_counts=True)
+    relevant = size[which] - 1
+    depth = min(n - 1, max(*RECALL_AT, int(relevant.max(initial=0))))
+    hits = dict.fromkeys(RECALL_AT, 0.0)
+    r_precision = precision = 0.0
+    for start in range(0, n, BLOCK):
+        similarity = (embeddings[start : start + BLOCK] @ embeddings.T).astype(np.float64)
+        rows = np.arange(start, start + len(similarity))
+        # One whole number orders by similarity, ties to the lower row; the query itself comes last.
+        key = (similarity * 2.0**22).astype(np.int64) * 2**32 - np.arange(n)
+        key[np.arange(len(rows)), rows] = -np.iinfo(np.int64).max
+        top = np.argpartition(-key, depth - 1, axis=1)[:, :depth]
+        top = np.take_along_axis(top, np.argsort(-np.take_along_axis(key, top, axis=1), axis=1), axis=1)
+        query = relevant[rows] > 0
+        good = (label[top] == label[rows, None])[query]
+        for k in RECALL_AT:
+            hits[k] += good[:, :k].any(axis=1).sum()
+        r = relevant[rows][query, None]
+        within = np.arange(depth) < r
+        at = np.cumsum(good, axis=1) / (np.arange(depth) + 1)
+        r_precision += ((good & within) / np.maximum(r, 1)).sum()
+        precision += ((good & within) * at / np.maximum(r, 1)).sum()
+    queries = int((relevant > 0).sum())
+    if not queries:
+        raise InputError("no class of this split has two rows; there is nothing to retrieve")
+    total = embeddings.astype(np.float64).sum(axis=0)
+    pairwise = (total @ total - (embeddings.astype(np.float64) ** 2).sum()) / (n * (n - 1))
+    measures = {
+        **{f"recall_at_{k}": hits[k] / queries for k in RECALL_AT},
+        "r_precision": r_precision / queries,
+        "map_at_r": precision / queries,
+        "mean_distance": 2 - 2 * pairwise,
+    }
+    return {name: float(value) for name, value in measures.items()} | {"queries": queries}  # NumPy's are no JSON

@@ -1,0 +1,250 @@
+"""Mine and train in turn, by a plan on disk; keep the best checkpoint.
+
+What the plan says is done once: rounds that were stopped go on where they were, and end at the weights that they would
+have had. Their number is a total: more of them are asked for by a larger one.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.corpus.corpus import open_corpus
+from pipeline.files import manifests, storage
+from pipeline.files.errors import InputError
+from pipeline.files.layout import Round, Run
+from pipeline.mining.job import mine
+from pipeline.process.commands import log
+from pipeline.reporting import pages
+from pipeline.reporting.facts import facts_of
+from pipeline.reporting.results import Best, Evaluation, Metrics
+from trainer.first import write_first
+from trainer.loop import Schedule, train_newest
+from trainer.measures.evaluation import evaluate_rounds
+from trainer.measures.retrieval import has_queries
+from trainer.options import InitOptions
+from trainer.recipe import Recipe
+from trainer.warming import warm_up
+
+COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out
+YOUNG = 1  # rounds whose embeddings may still lie together
+HEAD = "round  semi-hard       hard  active    loss    R@1  MAP@R  mining  training  (validation; seconds)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Rounds first to last - 1, over which the learning rate falls. patience: rounds without gain that end it."""
+
+    first: int
+    last: int
+    recipe: Recipe
+    patience: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """plan.json."""
+
+    FORMAT: ClassVar[str] = "triplet-miner-plan/1"
+    stretches: list[Stretch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundLine:
+    """One round of the table. Quality is that of the checkpoint that it trained, on the validation split.
+
+    mining_seconds: None where mining was stopped after its manifest was there, and before it told its time.
+    """
+
+    round: int
+    triplets: dict[str, int]
+    active: float
+    loss: float
+    recall_at_1: float | None
+    map_at_r: float | None
+    mining_seconds: float | None
+    training_seconds: float
+
+    def __str__(self) -> str:
+        quality = "    -      -" if self.map_at_r is None else f"{self.recall_at_1:.3f}  {self.map_at_r:.3f}"
+        mining = "-" if self.mining_seconds is None else f"{self.mining_seconds:.1f}"
+        semi_hard, hard = (self.triplets.get(kind, 0) for kind in ("semi-hard", "hard"))
+        return (
+            f"{self.round:>5}  {semi_hard:>9,}  {hard:>9,}  {self.active:>6.0%}  "
+            f"{self.loss:.4f}  {quality}  {mining:>6}  {self.training_seconds:>8.1f}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What all rounds of the plan came to."""
+
+    run_dir: str
+    rounds: list[RoundLine]
+    best: Best
+    why: str
+
+    def __str__(self) -> str:
+        run = Run(Path(self.run_dir))
+        best = f"best: {run.best_checkpoint}, {self.best}"
+        return "\n".join([HEAD, *map(str, self.rounds), self.why, best, f"report: {run.index_page}"])
+
+
+def run_rounds(
+    run_dir: Path, rounds: int, recipe: Recipe, options: PipelineOptions, patience: int | None = None
+) -> Done:
+    """Does what is left of the plan, after having made or lengthened it so that it has that many rounds.
+
+    Raises:
+      InputError: if the plan that is under way has another recipe, if there is patience and no validation split, or if
+        the embeddings have collapsed.
+    """
+    state = Rounds(run_dir, options)
+    why = state.follow(state.plan(rounds, recipe, patience))
+    best = state.keep_best()
+    pages.write_index(run_dir, state.corpus)
+    return Done(run_dir=str(run_dir), rounds=list(state.lines()), best=best, why=why)
+
+
+class Rounds:
+    """The rounds of a run directory. All their state is on disk."""
+
+    def __init__(self, run_dir: Path, options: PipelineOptions):
+        self.run_dir, self.run, self.options = run_dir, Run(run_dir), options
+        self.corpus = open_corpus(run_dir)
+        self.validates = has_queries(self.corpus.split("validation"))
+
+    def plan(self, rounds: int, recipe: Recipe, patience: int | None) -> Plan:
+        """The plan on disk, made or lengthened if need be."""
+        if patience and not self.validates:
+            raise InputError(f"--patience {patience}: {self.corpus.directory} has no validation split to be patient on")
+        plan = manifests.read_if_there(self.run.plan, Plan) or Plan(stretches=[])
+        first = self._trained()
+        if plan.stretches:
+            current = plan.stretches[-1]
+            if first < current.last and (current.recipe, current.patience) != (recipe, patience):
+                raise InputError(
+                    f"{self.run.plan}: rounds {current.first} to {current.last - 1} are under way with another recipe "
+                    f"or patience. Go on with that one, or remove the plan to leave them as they are."
+                )
+            first = max(first, current.last)
+        if rounds > first:
+            more = Stretch(first=first, last=rounds, recipe=recipe, patience=patience)
+            plan = Plan(stretches=[*plan.stretches, more])
+            manifests.write(self.run.plan, plan)
+        return plan
+
+    def _trained(self) -> int:
+        """How many rounds are trained."""
+        newest = self.run.newest_checkpoint()
+        return newest.number if newest else 0
+
+    def follow(self, plan: Plan) -> str:
+        """Does what is not done yet, from the last round that is trained on. Returns why it ended."""
+        if self.run.newest_checkpoint() is None:
+            self._begin(plan.stretches[0].recipe)
+        for stretch in plan.stretches:
+            for number in range(max(stretch.first, self._trained() - 1), stretch.last):
+                self._round(self.run.round(number), stretch)
+                if self._without_gain(number + 1, stretch.first) >= (stretch.patience or math.inf):
+                    return f"no better validation MAP@R for {stretch.patience} rounds; more: remove {self.run.plan}"
+        return f"all {self._trained()} rounds are done; more: --rounds {self._trained() + 1}"
+
+    def _begin(self, recipe: Recipe) -> None:
+        if recipe.warmup:
+            log.info("%s", warm_up(self.run_dir, recipe.warmup))
+        else:
+            log.info("%s", write_first(self.run_dir, InitOptions(seed=recipe.train.seed)))
+
+    def _round(self, round: Round, stretch: Stretch) -> None:
+        """Mines, trains and looks at a round, as far as that is not done."""
+        if not round.next.checkpoint.exists():
+            recipe = stretch.recipe
+            mine(self.run_dir, recipe.mining, recipe.packing, self.options)
+            train_newest(self.run_dir, recipe.train, Schedule(first=stretch.first, rounds=stretch.last - stretch.first))
+        if not round.metrics.exists():  # somebody made room
+            return
+        if self.validates and self._validation(round.next) is None:
+            evaluate_rounds(self.run_dir, (round.next.number,), "validation", retrieval_only=True)
+            log.info("%s", HEAD)
+            log.info("%s", self._line(round))
+        if not round.report.exists():
+            self._report(round)
+        self._stop_if_collapsed(round)
+
+    def _report(self, round: Round) -> None:
+        """Without its page a round goes on."""
+        try:
+            pages.write_round(self.run_dir, round.number, self.corpus)
+            pages.write_index(self.run_dir, self.corpus)
+        except Exception as error:  # whatever it is, training is worth more: it is told, and the rounds go on
+            log.warning("round %d goes without a report: %s", round.number, error, exc_info=True)
+
+    def _metrics(self, round: Round) -> Metrics:
+        return manifests.read(round.metrics, Metrics)
+
+    def _validation(self, round: Round) -> Evaluation | None:
+        """How a round's checkpoint does on the validation split, if that was asked of this checkpoint."""
+        found = manifests.read_if_there(round.evaluation("validation"), Evaluation)
+        trained = manifests.read_if_there(self.run.round(round.number - 1).metrics, Metrics)
+        return None if found and trained and found.checkpoint_digest != trained.next_checkpoint_digest else found
+
+    def lines(self) -> Iterator[RoundLine]:
+        """Of all rounds that were trained."""
+        return (self._line(round) for round in self.run.rounds() if round.metrics.exists())
+
+    def _line(self, round: Round) -> RoundLine:
+        facts, trained, found = facts_of(round, self.corpus), self._metrics(round), self._validation(round.next)
+        return RoundLine(
+            round=round.number, triplets=facts.kinds,
+            loss=trained.epochs[-1].loss, active=trained.epochs[-1].active_share,
+            recall_at_1=found.measures["recall_at_1"] if found else None,
+            map_at_r=found.measures["map_at_r"] if found else None,
+            mining_seconds=facts.stats.mining_seconds if facts.stats else None, training_seconds=trained.seconds,
+        )  # fmt: skip
+
+    def _history(self, last: int) -> dict[int, float]:
+        """Validation MAP@R by checkpoint, up to round `last`'s."""
+        found = {number: self._validation(self.run.round(number)) for number in range(last + 1)}
+        return {number: value.measures["map_at_r"] or 0.0 for number, value in found.items() if value}
+
+    def _without_gain(self, last: int, first: int) -> int:
+        """For how many rounds validation MAP@R has not risen, counted from round `first` on."""
+        history = self._history(last)
+        best = max(history, key=lambda number: (history[number], -number)) if history else last
+        return last - max(best, first)
+
+    def keep_best(self) -> Best:
+        """Copies the checkpoint with the highest validation MAP@R to best/."""
+        newest = self.run.newest_checkpoint()
+        number = newest.number if newest else 0
+        history = self._history(number)
+        best = Best(round=number, validation_map_at_r=None)
+        if history:
+            number = max(history, key=lambda n: (history[n], -n))
+            best = replace(best, round=number, validation_map_at_r=history[number])
+        source = self.run.round(best.round).checkpoint
+        storage.write_atomically(
+            self.run.best_checkpoint, lambda path: shutil.copyfile(storage.local_copy(source), path)
+        )
+        manifests.write(self.run.best, best)
+        return best
+
+    def _stop_if_collapsed(self, round: Round) -> None:
+        """Raises InputError when all embeddings lie together and the loss sits at the margin."""
+        trained, found = self._metrics(round), self._validation(round.next)
+        if found is None or round.number < YOUNG:
+            return
+        norm = math.sqrt(max(0.0, 1 - (found.measures["mean_distance"] or 0.0) / 2))
+        loss = trained.epochs[-1].loss
+        if norm > COLLAPSED and loss > 0.9 * trained.margin:
+            raise InputError(
+                f"round {round.number}: the embedding has collapsed: its mean has norm {norm:.2f} and the loss "
+                f"{loss:.3f} sits at the margin {trained.margin}. The best checkpoint is {self.keep_best()}. In "
+                f"another recipe lower train.learning_rate, leave hard negatives out of mining.negatives, or raise "
+                f"warmup.steps."
+            )

@@ -1,0 +1,131 @@
+"""In-batch training before anything is mined: round 0's checkpoint on semi-hard triplets among each batch."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from dataclasses import field as default
+from pathlib import Path
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.corpus.corpus import open_corpus
+from pipeline.embedding.decoding import input_spec
+from pipeline.embedding.network import checkpoint_digest, input_shape, load_checkpoint
+from pipeline.files import manifests, storage
+from pipeline.files.errors import InputError
+from pipeline.files.layout import Run
+from pipeline.process.commands import log, postponed_stop
+from pipeline.process.progress import Stage, live
+from trainer import losses
+from trainer.batches import class_batches, usable_classes
+from trainer.first import first_model
+from trainer.loop import decayed, device_name
+from trainer.options import InitOptions, WarmupOptions
+from trainer.state import SAVE_SECONDS, Resumable, save_optimizer
+
+ROWS_A_CLASS = 4
+
+
+@dataclass(kw_only=True)
+class Progress:
+    losses: list[float] = default(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmedUp:
+    """warmup.json: which checkpoint came of it, and with which options. `first_loss` and `last_loss`: of a tenth."""
+
+    FORMAT: ClassVar[str] = "triplet-miner-warmup/2"
+    run_dir: str
+    path: str
+    digest: str
+    corpus_fingerprint: str
+    options: WarmupOptions
+    steps: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+    already: bool = False
+
+    def __str__(self) -> str:
+        what = f"{self.path} is warmed up already; nothing to do"
+        if not self.already:
+            loss = f"loss {self.first_loss:.4f} to {self.last_loss:.4f}"
+            what = f"warm-up: {self.steps} steps, {loss} in {self.seconds:.0f} s"
+        return f"{what}\n  {self.path}   next: python -m pipeline.mine --run_dir {self.run_dir}"
+
+
+def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SECONDS) -> WarmedUp:
+    """Trains round 0's checkpoint, or a new network if there is none.
+
+    Args:
+      save_seconds: between two saves of what an interrupted warm-up goes on from, at the least.
+    Raises:
+      InputError: if round 0 is mined already, or if the loss is no number.
+    """
+    round, corpus = Run(run_dir).round(0), open_corpus(run_dir)
+    path, told, unfinished = round.checkpoint, round.train / "warmup.json", round.train / "warmup.npz"
+    if round.manifest.exists():
+        raise InputError(f"round 0 is mined already, {path} must stay as it is. Warm up in a new --run_dir.")
+    corpus.split("train").check()
+    keras.utils.set_random_seed(options.seed)  # before anything is loaded: Dropout draws its generator's seed then
+    # Without a checkpoint none is written before the end: one that is there counts as warmed up.
+    model = load_checkpoint(path) if path.exists() else first_model(corpus, InitOptions(seed=options.seed))
+    digest = checkpoint_digest(model)
+    done = manifests.read_if_there(told, WarmedUp) if path.exists() else None
+    if done and (done.digest, done.options, done.corpus_fingerprint) == (digest, options, corpus.fingerprint):
+        unfinished.unlink(missing_ok=True)  # of a warm-up that was killed right after its checkpoint was there
+        return replace(done, run_dir=str(run_dir), path=str(path), already=True)
+    shape = input_shape(model, corpus.feature, path)
+    classes = min(max(2, options.batch_rows // ROWS_A_CLASS), len(usable_classes(corpus)))
+    steps = options.steps or options.epochs * math.ceil(corpus.split("train").rows / (ROWS_A_CLASS * classes))
+    optimizer = keras.optimizers.Adam(options.learning_rate)
+    key = [corpus.fingerprint, options, digest]
+    state = Resumable(unfinished, key, model, optimizer, Progress(), save_seconds)
+    resumed = state.restore()
+    progress = state.progress
+
+    # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
+    @tf.function(input_signature=[input_spec(corpus.feature, shape), tf.TensorSpec([None], tf.int64)], autograph=False)
+    def step(inputs: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = losses.triplet_semihard_loss(labels, model(inputs, training=True), options.margin)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    started = time.time() - progress.seconds
+    batches = class_batches(corpus, shape, classes, ROWS_A_CLASS, steps, options.seed, first_step=len(progress.losses))
+    stage = Stage(name="warm-up", unit="steps", total=steps, done=lambda: len(progress.losses))
+    with live(stage), postponed_stop(state.save) as stop_if_asked:
+        log.info("warm-up on %s: %d steps of %d classes x %d rows", device_name(), steps, classes, ROWS_A_CLASS)
+        if resumed:
+            log.info("goes on at step %d", len(progress.losses))
+        for batch in batches:
+            optimizer.learning_rate = decayed(options.learning_rate, len(progress.losses) / steps)
+            loss = float(step(*batch))
+            if not math.isfinite(loss):  # not later: JSON has no NaN, and the state is JSON
+                state.forget()
+                raise InputError(
+                    f"the loss became {loss} in step {len(progress.losses) + 1}; no checkpoint was written. Lower "
+                    f"--learning_rate."
+                )
+            progress.losses.append(loss)
+            progress.seconds = time.time() - started
+            stop_if_asked()
+            state.save_when_due()
+        tail = max(1, len(progress.losses) // 10)
+        done = WarmedUp(
+            run_dir=str(run_dir), path=str(path), digest=checkpoint_digest(model), options=options, steps=steps,
+            corpus_fingerprint=corpus.fingerprint, first_loss=float(np.mean(progress.losses[:tail])),
+            last_loss=float(np.mean(progress.losses[-tail:])), seconds=time.time() - started,
+        )  # fmt: skip
+        save_optimizer(optimizer, round.optimizer, done.digest)
+        manifests.write(told, done)
+        storage.write_atomically(path, model.save)
+        state.forget()
+    return done
