@@ -123,6 +123,9 @@ test-flink: $(FLINK) ## the job on Flink, also with TaskManagers killed (needs j
 bench-flink: $(FLINK) $(FASHION_MNIST) ## two workers on Flink against one
 	@$(PY) -m benchmarks.flink_speed $(FLINK_WITH) --fashion_mnist "$(FASHION_MNIST)"
 
+bench-house: .venv/installed ## how large the code is, and where it reaches into other packages
+	@$(PY) -m benchmarks.house
+
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m mypy
