@@ -101,6 +101,10 @@ test-web: .venv/installed ## the report in headless Chromium
 test-faults: .venv/installed $(FASHION_MNIST) ## kill -9 at 54 instants, and every kind of bad input (under 30 minutes)
 	@PYTHONPATH=. $(PY) tests/slow/faults.py --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
 
+test-versions: .venv/installed ## the loop with the lowest versions of setup.py, two of Keras, the locked ones (10 minutes)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	@$(PY) tests/versions.py $(ARGS)
+
 FLINK := .venv/flink-$(FLINK_VERSION)
 FLINK_WITH = --libraries $(FLINK)/pyflink/lib --jar "$(FLINK_JOB_SERVER_JAR)"
 
