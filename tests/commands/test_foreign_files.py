@@ -78,7 +78,7 @@ def test_a_users_own_files_stay_and_our_leftovers_go(tmp_path, dead, monkeypatch
 
     for command, *more in (
         (ingest, "--source", "digits"), (init,), (warmup, "--steps", "3"), (mine, "--anchors", "200"), (train,),
-        (rounds, "--rounds", "1", "--recipe", "plain"),
+        (rounds, "--rounds", "2", "--recipe", "plain"),
     ):  # fmt: skip
         unharmed(command, *more)
         assert not [path for path in project.rglob(OURS.format(dead)) if path not in theirs], command.__name__

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import command, copied
+from conftest import copied
 
 from pipeline import mine
 from pipeline.corpus.corpus import open_corpus
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
-from pipeline.files.errors import Locked
+from pipeline.files.errors import InputError, Locked
 from pipeline.files.layout import Run
 from pipeline.mining import job
 from pipeline.mining.manifest import open_triplets
@@ -96,14 +96,13 @@ def test_exit_codes_and_one_line_for_what_went_wrong(end, code, says):
     assert len(done.stderr.splitlines()) == (0 if end == "done" else 1) or end == "bug"
 
 
-def test_a_workers_error_reaches_the_user_in_one_line(small_run):
+def test_a_workers_error_is_the_commands_and_one_line(small_run):
     [shard] = Run(small_run).corpus.glob("train-*.tfrecord")
     data = bytearray(shard.read_bytes())
     data[5000] ^= 1
     shard.write_bytes(data)
-    done = command("pipeline.mine", "--run_dir", small_run, "--json")
-    assert done.returncode == 4 and not done.stdout
-    assert f"ERROR {shard} is not what" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(InputError, match=rf"^{shard} is not what [^\n]*Restore it, or make {shard.parent} again.$"):
+        mine.main(["--run_dir", str(small_run)])
 
 
 # A step that goes on for a minute, in this process or in workers.

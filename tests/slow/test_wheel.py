@@ -54,7 +54,7 @@ def test_installed_commands_work_beside_a_users_own_modules(tmp_path):
     run("init", "--run_dir", ".")
     assert "triplets in" in run("mine", "--run_dir", ".", *WORKERS)
     assert "image passes" in run("train", "--run_dir", ".")
-    run("rounds", "--run_dir", ".", "--rounds", "1", "--recipe", "plain")
+    run("rounds", "--run_dir", ".", "--rounds", "2", "--recipe", "plain")
     run("report", "--run_dir", ".")
     assert "everything as listed" in run("records", "verify", ".")
     assert sorted(os.listdir(project)) == [
