@@ -135,6 +135,7 @@ class SlowStore(MemoryFileSystem):
         return super().get_file(*arguments, **options)
 
 
+@pytest.mark.filterwarnings("ignore:UPath .slowmemory.")
 def test_threads_that_open_one_remote_array_share_a_copy():
     """Each made a copy of its own, and all but one were removed before they were read."""
     fsspec.register_implementation("slowmemory", SlowStore, clobber=True)
