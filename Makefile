@@ -99,6 +99,7 @@ test-web: .venv/installed ## the report in headless Chromium
 	$(PY) -m pytest tests/slow/test_web.py $(ARGS)
 
 test-faults: .venv/installed $(FASHION_MNIST) ## kill -9 at 54 instants, and every kind of bad input (under 30 minutes)
+	@FAULTS=1 $(PY) -m pytest tests/slow/test_stores.py -k cut_off
 	@PYTHONPATH=. $(PY) tests/slow/faults.py --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
 
 test-versions: .venv/installed ## the loop with the lowest versions of setup.py, two of Keras, the locked ones (10 minutes)

@@ -74,6 +74,7 @@ def test_two_workers(store, expected):
     assert read(store, "rounds/0000/train/metrics.json")["next_checkpoint_digest"] == expected[1]
 
 
+@pytest.mark.skipif("FAULTS" not in os.environ, reason="many minutes: part of `make test-faults`")
 def test_an_object_cut_off_at_any_put_changes_nothing(store, expected):
     """Every object that a command puts is once left half written, by a process that dies of it.
 
