@@ -29,7 +29,8 @@ import numpy as np
 from benchmarks.omniglot import merged
 from benchmarks.runs import IN_PROCESS, ingest_arrays, ingest_source
 from benchmarks.table import Row, finish, show
-from pipeline.corpus.corpus import SPLITS, Corpus, Split, open_corpus
+from pipeline.corpus.corpus import Corpus, Split
+from pipeline.corpus.manifest import SPLITS
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import load_checkpoint
 from pipeline.embedding.store import EmbeddingStore
@@ -121,7 +122,7 @@ def ingest_turned(upright: Split, run_dir: Path) -> Corpus:
         run_dir, images=np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in range(4)]),
         labels=np.concatenate([np.char.add(labels, f"/{90 * turn}") for turn in range(4)]),
     )  # fmt: skip
-    return open_corpus(run_dir)
+    return Corpus.open(run_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +138,14 @@ def omniglot(sources: list[str], scratch: Path, seed: int) -> Data:
     scratch.mkdir()
     upright, characters = scratch / "upright", merged(sources, scratch / "characters")
     ingest_source(upright, f"images:{characters}", validation_share=0.15, eval_share=0.25, seed=seed)
-    turned = {split: ingest_turned(open_corpus(upright).split(split), scratch / split) for split in SPLITS}
+    turned = {split: ingest_turned(Corpus.open(upright).split(split), scratch / split) for split in SPLITS}
     return Data(run_dir=scratch / "train", held_out={split: (turned[split], "train") for split in SPLITS[1:]})
 
 
 def fashion_mnist(directory: str, scratch: Path) -> Data:
     run_dir = scratch / "fashion-mnist"
     ingest_source(run_dir, f"fashion_mnist:{directory}")
-    return Data(run_dir=run_dir, held_out={split: (open_corpus(run_dir), split) for split in SPLITS[1:]})
+    return Data(run_dir=run_dir, held_out={split: (Corpus.open(run_dir), split) for split in SPLITS[1:]})
 
 
 # ---- A run. ----
@@ -186,7 +187,7 @@ def run(contender: Contender, data: Data, passes: int, seed: int, split: str) ->
             assert trained
             done += trained.image_passes
             triplets += sum(epoch.triplets for epoch in trained.epochs)
-            mined += open_corpus(run_dir).split("train").rows
+            mined += Corpus.open(run_dir).split("train").rows
         end = evaluated(Run(run_dir).round(rounds).checkpoint, data, split)
     keras.backend.clear_session()
     return {
@@ -201,7 +202,7 @@ def random_packs(run_dir: Path, number: int, seed: int, even: bool) -> None:
     even: every row once, as `spread` deals them when embeddings say nothing. Else of randomly drawn classes, each with
     as many rows as a pack is filled to, or more where there are too few classes to fill it.
     """
-    corpus, round = open_corpus(run_dir), Run(run_dir).round(number)
+    corpus, round = Corpus.open(run_dir), Run(run_dir).round(number)
     manifest = open_triplets(round, corpus)
     rule, packing = manifest.mining.rule(number, manifest.packing.pack_pick), manifest.packing
     store, rng = EmbeddingStore(round, corpus, manifest.checkpoint_digest), np.random.default_rng([seed, number])

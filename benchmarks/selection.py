@@ -238,10 +238,10 @@ def report_bare(run_dir: Path) -> None:
     """Forward passes of the network as Keras runs it, from PNGs in memory, and a scan for each pick."""
     import tensorflow as tf
 
-    from pipeline.corpus.corpus import open_corpus
+    from pipeline.corpus.corpus import Corpus
     from pipeline.embedding.network import load_checkpoint
 
-    split, model = open_corpus(run_dir).split("train"), load_checkpoint(Run(run_dir).round(0).checkpoint)
+    split, model = Corpus.open(run_dir).split("train"), load_checkpoint(Run(run_dir).round(0).checkpoint)
     pngs = [example["image"][0] for example in split.examples(np.arange(split.rows))]
     spec = [tf.TensorSpec([256, 28, 28, 1])]
     forward = tf.function(lambda images: model(images, training=False), input_signature=spec)
@@ -292,7 +292,7 @@ def trained_omniglot(source: str) -> tuple[np.ndarray, np.ndarray]:
     """(labels, embeddings) of Omniglot's training classes under a network warmed up for 300 steps."""
     from benchmarks.omniglot import merged
     from benchmarks.runs import ingest_source
-    from pipeline.corpus.corpus import open_corpus
+    from pipeline.corpus.corpus import Corpus
     from pipeline.embedding.embedder import Embedder
     from pipeline.embedding.network import load_checkpoint
     from trainer.options import WarmupOptions
@@ -301,7 +301,7 @@ def trained_omniglot(source: str) -> tuple[np.ndarray, np.ndarray]:
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = Path(scratch, "run")
         ingest_source(run_dir, f"images:{merged([source], Path(scratch, 'characters'))}")
-        checkpoint, corpus = warm_up(run_dir, WarmupOptions(steps=300)).path, open_corpus(run_dir)
+        checkpoint, corpus = warm_up(run_dir, WarmupOptions(steps=300)).path, Corpus.open(run_dir)
         split = corpus.split("train")
         embedder = Embedder(load_checkpoint(Path(checkpoint)), corpus.feature, checkpoint)
         return split.class_of(np.arange(split.rows)), embedder.split(split)

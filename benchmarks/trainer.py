@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.omniglot import merged
 from benchmarks.runs import IN_PROCESS, ingest_source
 from benchmarks.table import Row, finish, paired, seconds, show
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import load_checkpoint
 from pipeline.files import manifests
@@ -66,7 +66,7 @@ def small(input_shape: tuple[int, ...]) -> Any:
 def reading(run_dir: Path, what: str, model: keras.Model, bound: float | None) -> Row:
     """Triplets a second with batches read from TFRecords, over the same steps on batches that are in memory."""
     round = Run(run_dir).round(0)
-    manifest = open_triplets(round, open_corpus(run_dir))
+    manifest = open_triplets(round, Corpus.open(run_dir))
 
     def batches() -> Any:
         return triplet_batches(round.triplets, manifest, tuple(model.input_shape[1:]), 128, seed=0)
@@ -150,7 +150,7 @@ def image_passes(warm: Path, scratch: Path) -> tuple[Row, Recipe]:
 def beside(run_dir: Path, recipe: Recipe) -> Row:
     """What a round takes beside its forward passes and its training, by when each round's page was written."""
     run_rounds(run_dir, ROUNDS, recipe, IN_PROCESS)
-    run, corpus = Run(run_dir), open_corpus(run_dir)
+    run, corpus = Run(run_dir), Corpus.open(run_dir)
     checkpoint = run.round(0).checkpoint
     embedder = Embedder(load_checkpoint(checkpoint), corpus.feature, checkpoint)
     embedding = min(seconds(lambda: embedder.split(corpus.split("train")), 3))

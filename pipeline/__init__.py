@@ -17,18 +17,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.corpus.corpus import open_corpus as open_corpus
-    from pipeline.files.errors import InputError as InputError
+    from pipeline.corpus.corpus import Corpus as Corpus
+    from pipeline.errors import InputError as InputError
     from pipeline.mining.manifest import read_packs as read_packs
+    from pipeline.mining.of_corpus import mine_corpus as mine_corpus
     from pipeline.triplets.arrays import mine_triplets as mine_triplets
 
 _PUBLIC = {  # imported when they are asked for: `import pipeline` loads neither TensorFlow nor numba
-    "InputError": "pipeline.files.errors",
+    "Corpus": "pipeline.corpus.corpus",
+    "InputError": "pipeline.errors",
+    "mine_corpus": "pipeline.mining.of_corpus",
     "mine_triplets": "pipeline.triplets.arrays",
-    "open_corpus": "pipeline.corpus.corpus",
     "read_packs": "pipeline.mining.manifest",
 }
-__all__ = ["InputError", "mine_triplets", "open_corpus", "read_packs"]
+__all__ = ["Corpus", "InputError", "mine_corpus", "mine_triplets", "read_packs"]
 
 
 def __getattr__(name: str) -> Any:

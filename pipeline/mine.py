@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 
+from pipeline.errors import InputError
 from pipeline.mining.options import MiningOptions
 from pipeline.packs.packs import PackOptions
 from pipeline.process import commands, lock
@@ -20,7 +21,7 @@ class Options(Common):
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1; found {self.threads}")
+            raise InputError(f"threads must be at least 1; found {self.threads}")
 
 
 def main(argv: list[str]) -> int:

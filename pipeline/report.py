@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 
+from pipeline.errors import InputError
 from pipeline.process import commands
 from pipeline.process.options import Common, parse
 
@@ -18,7 +19,7 @@ class Options(Common):
 
     def __post_init__(self) -> None:
         if self.packs is not None and self.packs < 1:
-            raise ValueError(f"packs must be at least 1; found {self.packs}")
+            raise InputError(f"packs must be at least 1; found {self.packs}")
 
 
 def main(argv: list[str]) -> int:

@@ -5,6 +5,7 @@ python -m pipeline.rounds --run_dir runs/digits --rounds 3
 
 from dataclasses import dataclass
 
+from pipeline.errors import InputError
 from pipeline.process import commands, lock
 from pipeline.process.options import Common, parse_with_beam
 
@@ -21,18 +22,17 @@ class Options(Common):
     def __post_init__(self) -> None:
         for name in ("rounds", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; found {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 1; found {getattr(self, name)}")
 
 
 def main(argv: list[str]) -> int:
     given, rest = parse_with_beam(Options, "pipeline.rounds", __doc__.splitlines()[0], argv)
     from pipeline.process.beam import beam_options
-    from trainer.recipe import read_recipe
     from trainer.rounds import run_rounds
 
-    recipe, options = read_recipe(given.recipe), beam_options(rest, given)
+    options = beam_options(rest, given)
     with lock.hold(given.run_dir, lock.MINER, lock.TRAINER):
-        done = run_rounds(given.run_dir, given.rounds, recipe, options, given.patience)
+        done = run_rounds(given.run_dir, given.rounds, given.recipe, options, given.patience)
     commands.show(done, given.json)
     return 0
 

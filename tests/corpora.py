@@ -8,8 +8,9 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
 
-from pipeline.corpus.corpus import SPLITS, open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.ingest import ingest
+from pipeline.corpus.manifest import SPLITS
 from pipeline.corpus.options import IngestOptions
 from pipeline.corpus.sources import open_source
 
@@ -25,7 +26,7 @@ def make(run_dir, source, shard_rows=4096, **options):
 def ingested(run_dir, source, **options):
     """The corpus of a source."""
     make(run_dir, source, **options)
-    return open_corpus(run_dir)
+    return Corpus.open(run_dir)
 
 
 def examples(corpus, name):

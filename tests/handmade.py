@@ -5,17 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.corpus.corpus import (
-    INDEX,
-    SPLITS,
-    Corpus,
-    CorpusManifest,
-    CorpusShard,
-    Feature,
-    SplitManifest,
-    SplitRule,
-    open_corpus,
-)
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import INDEX, SPLITS, CorpusManifest, CorpusShard, Feature, SplitManifest, SplitRule
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.files import manifests, storage, tfrecords
 from pipeline.files.layout import Round, Run
@@ -78,12 +69,12 @@ def write_corpus(
     )  # fmt: skip
     manifest = replace(manifest, fingerprint=manifest.computed_fingerprint())
     manifests.write(Run(run_dir).corpus_manifest, manifest)
-    return open_corpus(run_dir)
+    return Corpus.open(run_dir)
 
 
 def write_embeddings(run_dir: Path, embeddings: np.ndarray, checkpoint_digest: str = "by hand") -> EmbeddingStore:
     """Round 0's embeddings of the train split. embeddings: float32 [rows, dim], on the grid."""
-    store = EmbeddingStore(Round(run_dir, 0), open_corpus(run_dir), checkpoint_digest)
+    store = EmbeddingStore(Round(run_dir, 0), Corpus.open(run_dir), checkpoint_digest)
     for number in range(len(store.split.shards)):
         store.write(number, embeddings[slice(*store.split.shard_rows[number : number + 2])])
     return store
@@ -121,7 +112,7 @@ def write_round(
         path = round.triplets / f"{first}.tfrecord"
         shards.append(tfrecords.write_records(path, records[first : first + shard_packs]))
     counts = dict(zip(KINDS, kinds.tolist(), strict=True))
-    none, corpus = dict.fromkeys(KINDS, 0), open_corpus(run_dir)
+    none, corpus = dict.fromkeys(KINDS, 0), Corpus.open(run_dir)
     manifest = TripletsManifest(
         round=number, corpus_fingerprint=corpus.fingerprint, checkpoint_digest="by hand", mining=mining,
         packing=packing, features=corpus.manifest.features, triplets=sum(counts.values()), packs=len(packs), rows=rows,

@@ -9,8 +9,11 @@ import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.decoding import decode, decode_records
-from pipeline.files.errors import InputError
-from pipeline.mining.manifest import TripletsManifest
+from pipeline.errors import InputError
+from pipeline.files.layout import Run
+from pipeline.files.storage import is_local
+from pipeline.mining.manifest import TripletsManifest, open_triplets
+from pipeline.mining.mined import Mined
 from pipeline.triplets.draws import draw_key
 from trainer.memory import Memory
 
@@ -58,6 +61,53 @@ def triplet_batches(
         return batch | (memory.of_batch(pack["row"].values) if memory else {})
 
     return _ahead(packs.map(parse))
+
+
+def triplet_dataset(
+    mined: Mined | Path | str,
+    batch_size: int = 128,
+    *,
+    round: int | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+) -> Any:
+    """A mined round for `model.fit`, with a loss of `trainer.losses` on triplets.
+
+    Args:
+      mined: what `mine_corpus` returned, or a run directory.
+      batch_size: rows a batch holds at most; a pack is never cut, so a larger one is a batch by itself.
+      round: of a run directory; None for the newest that is mined.
+      input_shape: of one example as the model takes it: images are scaled to (height, width, channels). None: as they
+        are stored.
+      seed: of the order, which is another in each epoch.
+    Returns:
+      A tf.data.Dataset of pairs. inputs [r, *input_shape], float32 (pixels 0 to 255), of texts strings; triplets int32
+      [t, 3], the positions in inputs of anchor, positive and negative. Each row is there once, however many triplets
+      it is in.
+    Raises:
+      InputError: if nothing is mined, if a file is not what its manifest says, or if images differ in size and no
+        input_shape is given.
+
+    >>> model.compile("adam", TripletLoss(margin=0.2))                         # doctest: +SKIP
+    >>> model.fit(triplet_dataset("runs/digits", batch_size=128), epochs=2)    # doctest: +SKIP
+    """
+    run_dir, number = (mined.run_dir, mined.round) if isinstance(mined, Mined) else (mined, round)
+    corpus = Corpus.open(run_dir)
+    run = Run(corpus.run_dir)
+    if not is_local(run.path):
+        raise InputError(f"{run.path} is in a bucket, tf.data reads files of a disk: copy the run directory to one.")
+    found = run.newest_mined() if number is None else run.round(number)
+    if found is None or not found.manifest.exists():
+        where = found.path if found else run.path
+        raise InputError(f"nothing is mined in {where} yet. Mine it: mine_corpus, or python -m pipeline.mine")
+    manifest = open_triplets(found, corpus)
+    shape = input_shape or tuple(size or 0 for size in manifest.feature.shape)
+    if 0 in shape:
+        raise InputError(f"{corpus.directory}: images differ in size; give input_shape=(height, width, channels)")
+    batches = triplet_batches(found.triplets, manifest, shape, batch_size, seed)
+    pairs = batches.map(lambda batch: (batch["inputs"], batch["triplets"]))
+    count = -(-manifest.packs // packs_per_batch(manifest, batch_size))
+    return pairs.apply(tf.data.experimental.assert_cardinality(count))
 
 
 def _ahead(batches: Any) -> Any:

@@ -8,12 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.corpus.corpus import Corpus, open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.decoding import decode_records
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import checkpoint_digest, input_shape, load_checkpoint, output_dim
+from pipeline.errors import InputError
 from pipeline.files import storage
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 from trainer import models
 from trainer.batches import class_batches
@@ -40,7 +40,7 @@ class FirstCheckpoint:
 
 def write_first(run_dir: Path, options: InitOptions) -> FirstCheckpoint:
     """Writes round 0's checkpoint, unless it is there."""
-    path, corpus = Run(run_dir).round(0).checkpoint, open_corpus(run_dir)
+    path, corpus = Run(run_dir).round(0).checkpoint, Corpus.open(run_dir)
     if path.exists():
         if options.model:
             raise InputError(f"{path} is there already. Remove {path.parent} to choose another --model.")

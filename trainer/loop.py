@@ -17,11 +17,11 @@ import msgspec
 import tensorflow as tf
 from tensorflow.summary import create_file_writer, create_noop_writer
 
-from pipeline.corpus.corpus import Corpus, open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.network import checkpoint_digest, input_shape, load_checkpoint
 from pipeline.embedding.store import EmbeddingStore
+from pipeline.errors import InputError
 from pipeline.files import manifests, storage
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Round, Run
 from pipeline.mining.manifest import TripletsManifest, open_triplets
 from pipeline.process.commands import log, postponed_stop
@@ -125,16 +125,22 @@ def decayed(learning_rate: float, progress: float) -> float:
 
 
 def train_newest(
-    run_dir: Path, options: TrainOptions, schedule: Schedule | None = None, save_seconds: float = SAVE_SECONDS
+    run_dir: Path | str,
+    options: TrainOptions = TrainOptions(),  # noqa: B008  frozen
+    schedule: Schedule | None = None,
+    save_seconds: float = SAVE_SECONDS,
 ) -> Trained:
     """Trains on the newest mined round, writes the next checkpoint.
 
     Args:
+      run_dir: with a mined round.
+      schedule: of the learning rate over several rounds; None for this round alone.
       save_seconds: between two saves of what an interrupted training goes on from, at the least.
     Raises:
       InputError: if nothing is mined, a file is not what its manifest says, or the loss is no number.
     """
-    run, corpus = Run(run_dir), open_corpus(run_dir)
+    run_dir = storage.location(run_dir)
+    run, corpus = Run(run_dir), Corpus.open(run_dir)
     round = run.newest_mined()
     if round is None:
         raise InputError(f"nothing is mined in {run_dir} yet. Next: python -m pipeline.mine --run_dir {run_dir}")

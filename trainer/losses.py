@@ -1,11 +1,15 @@
-"""Losses on L2-normalised embeddings: of triplets, of a batch against the memory, of in-batch triplets.
+"""Losses on L2-normalised embeddings, for `model.compile` and for the trainer's own step.
 
-Distances are squared Euclidean, as in mining.
+Of triplets, of a batch against a memory, of in-batch triplets. Distances are squared Euclidean, as in mining. A batch
+without triplets, pairs or positives has loss 0.
 """
 
 from typing import Any
 
-import tensorflow as tf
+import keras
+from keras import ops
+
+MEMORY_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
 
 
 def triplet_distances(embeddings: Any, triplets: Any) -> tuple[Any, Any]:
@@ -13,84 +17,145 @@ def triplet_distances(embeddings: Any, triplets: Any) -> tuple[Any, Any]:
 
     Each row is embedded once and gathered, however many triplets it is in.
     """
-    embeddings = tf.cast(embeddings, tf.float32)
-    anchor, positive, negative = (tf.gather(embeddings, triplets[:, k]) for k in range(3))
-    return (
-        tf.reduce_sum(tf.math.squared_difference(anchor, positive), axis=1),
-        tf.reduce_sum(tf.math.squared_difference(anchor, negative), axis=1),
-    )
+    embeddings, triplets = ops.cast(embeddings, "float32"), ops.cast(triplets, "int32")
+    anchor, positive, negative = (ops.take(embeddings, triplets[:, k], axis=0) for k in range(3))
+    return ops.sum(ops.square(anchor - positive), axis=1), ops.sum(ops.square(anchor - negative), axis=1)
 
 
-def _mean(values: Any, counted: Any) -> Any:
+def mean_or_zero(values: Any, counted: Any) -> Any:
     """The mean of values [t] over those with weight 1 in `counted`; 0 if there is none."""
-    return tf.math.divide_no_nan(tf.reduce_sum(values * counted), tf.reduce_sum(counted))
+    return ops.divide_no_nan(ops.sum(values * counted), ops.sum(counted))
 
 
-def triplet_loss(d_ap: Any, d_an: Any, margin: float) -> Any:
-    """mean(max(0, margin + d_ap - d_an)), FaceNet equation 3 as a mean (https://arxiv.org/abs/1503.03832)."""
-    losses = tf.maximum(0.0, margin + d_ap - d_an)
-    return _mean(losses, tf.ones_like(losses))
+class TripletLoss(keras.losses.Loss):
+    """mean(max(0, margin + d_ap - d_an)), FaceNet equation 3 as a mean (https://arxiv.org/abs/1503.03832).
+
+    y_true: integers [t, 3], the rows of y_pred that are anchor, positive and negative, as `triplet_dataset` gives them.
+    y_pred: [n, dim], L2-normalised.
+
+    >>> TripletLoss(margin=1.0)([[0, 1, 2]], [[1.0, 0.0], [1.0, 0.0], [0.8, 0.6]]).numpy().round(4).item()
+    0.6
+    """
+
+    def __init__(self, margin: float = 0.2, name: str = "triplet_loss", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.margin = margin
+
+    def of_distances(self, d_ap: Any, d_an: Any) -> Any:
+        """float32 [t], of distances [t]: each triplet's."""
+        return ops.maximum(0.0, self.margin + d_ap - d_an)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return self.of_distances(*triplet_distances(y_pred, y_true))
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"margin": self.margin}
 
 
-def active_triplet_loss(d_ap: Any, d_an: Any, margin: float) -> Any:
+class ActiveTripletLoss(TripletLoss):
     """The sum of max(0, margin + d_ap - d_an) over the number of triplets where it is above 0.
 
     The mean over active triplets, as OpenFace takes it (https://github.com/cmusatyalab/openface, training/train.lua).
     """
-    losses = tf.maximum(0.0, margin + d_ap - d_an)
-    return _mean(losses, tf.cast(losses > 0, tf.float32))
+
+    def __init__(self, margin: float = 0.2, name: str = "active_triplet_loss", **kwargs: Any):
+        super().__init__(margin, name, **kwargs)
+
+    def of_distances(self, d_ap: Any, d_an: Any) -> Any:
+        """float32 [1]: what the mean over the active ones is."""
+        losses = super().of_distances(d_ap, d_an)
+        return ops.reshape(mean_or_zero(losses, ops.cast(losses > 0, "float32")), [1])
 
 
-def contrastive_loss(d_ap: Any, d_an: Any, margin: float) -> Any:
+class ContrastiveLoss(TripletLoss):
     """mean(d_ap / 2 + max(0, margin - sqrt(d_an))^2 / 2) over the two pairs that each triplet implies.
 
     Hadsell, Chopra and LeCun, Dimensionality Reduction by Learning an Invariant Mapping, equation 4, CVPR 2006. Its
     margin is on plain distances, while d_ap and d_an are squared. The gradient at d_an = 0 is finite.
     """
-    # `where` on both sides: the gradient of the branch not taken must be finite too.
-    apart = tf.where(d_an > 0, d_an, 1.0)
-    distance = tf.where(d_an > 0, tf.sqrt(apart), 0.0)
-    losses = d_ap / 2 + tf.maximum(0.0, margin - distance) ** 2 / 2
-    return _mean(losses, tf.ones_like(losses))
+
+    def __init__(self, margin: float = 0.2, name: str = "contrastive_loss", **kwargs: Any):
+        super().__init__(margin, name, **kwargs)
+
+    def of_distances(self, d_ap: Any, d_an: Any) -> Any:
+        """float32 [t], of distances [t]: each triplet's."""
+        # `where` on both sides: the gradient of the branch not taken must be finite too.
+        apart = ops.where(d_an > 0, d_an, 1.0)
+        distance = ops.where(d_an > 0, ops.sqrt(apart), 0.0)
+        return d_ap / 2 + ops.square(ops.maximum(0.0, self.margin - distance)) / 2
 
 
-LOSSES = {"triplet": triplet_loss, "active-triplet": active_triplet_loss, "contrastive": contrastive_loss}
+LOSSES = {"triplet": TripletLoss, "active-triplet": ActiveTripletLoss, "contrastive": ContrastiveLoss}
 
 
-MEMORY_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
-
-
-def memory_loss(embeddings: Any, memory: Any, memory_positive: Any, memory_negative: Any, batch_positive: Any) -> Any:
+def memory_loss(
+    embeddings: Any, memory: Any, memory_positive: Any, memory_negative: Any, batch_positive: Any,
+    temperature: float = MEMORY_TEMPERATURE,
+) -> Any:  # fmt: skip
     """For an anchor and each of its positives, log(1 + sum over its negatives in the memory of exp((a.n - a.p) / t)).
 
     The (N+1)-tuplet loss (Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, equation 6, NIPS
     2016), a smooth form of the triplet loss in which each pair meets all its negatives, the nearest most. Positives are
-    rows of the memory and of the batch; t is MEMORY_TEMPERATURE. No gradient goes to the memory. The mean over an
-    anchor's positives, then over the anchors that have positives and negatives; 0 if there is none.
+    rows of the memory and of the batch. No gradient goes to the memory. The mean over an anchor's positives, then over
+    the anchors that have positives and negatives.
 
     Args:
       embeddings: float32 [r, dim]; memory: float32 [n, dim], L2-normalised.
       memory_positive, memory_negative: bool [r, n]; batch_positive: bool [r, r].
     """
-    embeddings = tf.cast(embeddings, tf.float32)
-    to_memory = tf.matmul(embeddings, memory, transpose_b=True) / MEMORY_TEMPERATURE
-    in_batch = tf.matmul(embeddings, embeddings, transpose_b=True) / MEMORY_TEMPERATURE
-    negatives = tf.reduce_logsumexp(tf.where(memory_negative, to_memory, -1e9), axis=1, keepdims=True)
+    embeddings = ops.cast(embeddings, "float32")
+    to_memory = ops.matmul(embeddings, ops.transpose(memory)) / temperature
+    in_batch = ops.matmul(embeddings, ops.transpose(embeddings)) / temperature
+    negatives = ops.logsumexp(ops.where(memory_negative, to_memory, -1e9), axis=1, keepdims=True)
     total, count = 0.0, 0.0
     for similarity, positive in ((to_memory, memory_positive), (in_batch, batch_positive)):
-        weight = tf.cast(positive, tf.float32)
-        total += tf.reduce_sum(tf.nn.softplus(negatives - similarity) * weight, axis=1)
-        count += tf.reduce_sum(weight, axis=1)
-    counted = tf.reduce_any(memory_negative, axis=1) & (count > 0)
-    return _mean(tf.math.divide_no_nan(total, count), tf.cast(counted, tf.float32))
+        weight = ops.cast(positive, "float32")
+        total += ops.sum(ops.softplus(negatives - similarity) * weight, axis=1)
+        count += ops.sum(weight, axis=1)
+    counted = ops.logical_and(ops.any(memory_negative, axis=1), count > 0)
+    return mean_or_zero(ops.divide_no_nan(total, count), ops.cast(counted, "float32"))
+
+
+class MemoryLoss(keras.losses.Loss):
+    """`memory_loss` of a batch against stored embeddings: rows of its label are positives, all others negatives.
+
+    y_true: integers [r], labels; or [r, 2], labels and each row's own place in the memory, -1 for none, so that it is
+    not its own positive. y_pred: [r, dim], L2-normalised.
+
+    Args:
+      memory: float32 [n, dim], L2-normalised. labels: integers [n].
+      temperature: of cosines.
+
+    >>> MemoryLoss([[1.0, 0.0], [0.0, 1.0]], [7, 8])([7], [[1.0, 0.0]]).numpy().item() < 1e-5
+    True
+    """
+
+    def __init__(
+        self, memory: Any, labels: Any, temperature: float = MEMORY_TEMPERATURE, name: str = "memory_loss",
+        **kwargs: Any,
+    ):  # fmt: skip
+        super().__init__(name=name, **kwargs)
+        self.memory, self.labels = ops.convert_to_tensor(memory, "float32"), ops.convert_to_tensor(labels, "int32")
+        self.temperature = temperature
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        y_true = ops.cast(y_true, "int32")
+        labels, own = (y_true, None) if len(y_true.shape) == 1 else (y_true[:, 0], y_true[:, 1])
+        same = labels[:, None] == self.labels[None, :]
+        itself = False if own is None else own[:, None] == ops.arange(self.labels.shape[0], dtype="int32")[None, :]
+        n = ops.shape(labels)[0]
+        mates = ops.logical_and(labels[:, None] == labels[None, :], ops.logical_not(ops.eye(n, dtype="bool")))
+        return memory_loss(
+            y_pred, self.memory, ops.logical_and(same, ops.logical_not(itself)), ops.logical_not(same), mates,
+            self.temperature,
+        )  # fmt: skip
 
 
 def triplet_semihard_loss(labels: Any, embeddings: Any, margin: float = 1.0) -> Any:
     """In-batch semi-hard triplet loss, with the meaning of TensorFlow Addons' `triplet_semihard_loss`.
 
     For each ordered pair of a label, the negative is the nearest row of another label with d_an > d_ap, else
-    the farthest one; the loss is the mean of max(0, margin + d_ap - d_an) over all pairs. A batch without
-    pairs, or with one label only, has loss 0.
+    the farthest one; the loss is the mean of max(0, margin + d_ap - d_an) over all pairs.
 
     Args:
       labels: int [n]. embeddings: float32 [n, dim], L2-normalised.
@@ -98,17 +163,41 @@ def triplet_semihard_loss(labels: Any, embeddings: Any, margin: float = 1.0) -> 
       A float32 scalar. Memory O(n^2): each row's negatives are sorted once, and each of its positives finds its
       place among them.
     """
-    embeddings = tf.cast(embeddings, tf.float32)
-    n = tf.shape(embeddings)[0]
-    distance = tf.maximum(0.0, 2.0 - 2.0 * tf.matmul(embeddings, embeddings, transpose_b=True))
+    embeddings, n = ops.cast(embeddings, "float32"), ops.shape(embeddings)[0]
+    distance = ops.maximum(0.0, 2.0 - 2.0 * ops.matmul(embeddings, ops.transpose(embeddings)))
     same = labels[:, None] == labels[None, :]
-    pair = same & ~tf.eye(n, dtype=tf.bool)
+    pair = ops.logical_and(same, ops.logical_not(ops.eye(n, dtype="bool")))
     far = 8.0  # more than any distance: where a row has no such negative
-    ascending = tf.sort(tf.where(same, far, distance), axis=1)  # [n, n], each row's negatives first
-    beyond = tf.searchsorted(ascending, distance, side="right")  # [n, n], the first negative farther than each row
-    nearest = tf.gather(ascending, tf.minimum(beyond, n - 1), batch_dims=1)
-    farthest = tf.reduce_max(tf.where(same, -1.0, distance), axis=1, keepdims=True)
-    chosen = tf.where((beyond < n) & (nearest < far), nearest, farthest)
-    counted = tf.cast(pair, tf.float32)
-    has_negative = tf.cast(~tf.reduce_all(same, axis=1, keepdims=True), tf.float32)
-    return _mean(tf.maximum(0.0, margin + distance - chosen) * has_negative, counted)
+    ascending = ops.sort(ops.where(same, far, distance), axis=1)  # [n, n], each row's negatives first
+
+    def first_beyond(row: Any) -> Any:
+        negatives, distances = row
+        return ops.cast(ops.searchsorted(negatives, distances, side="right"), "int32")
+
+    beyond = ops.vectorized_map(first_beyond, (ascending, distance))  # [n, n], the first negative farther than each row
+    nearest = ops.take_along_axis(ascending, ops.minimum(beyond, n - 1), axis=1)
+    farthest = ops.max(ops.where(same, -1.0, distance), axis=1, keepdims=True)
+    chosen = ops.where(ops.logical_and(beyond < n, nearest < far), nearest, farthest)
+    has_negative = ops.cast(ops.logical_not(ops.all(same, axis=1, keepdims=True)), "float32")
+    return mean_or_zero(ops.maximum(0.0, margin + distance - chosen) * has_negative, ops.cast(pair, "float32"))
+
+
+class TripletSemiHardLoss(keras.losses.Loss):
+    """`triplet_semihard_loss` for `model.compile`, as TensorFlow Addons had it.
+
+    y_true: integer labels [n] or [n, 1], below 2^24. y_pred: [n, dim], L2-normalised.
+
+    >>> loss = TripletSemiHardLoss(margin=1.0)
+    >>> loss([0, 0, 1], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).numpy().item()
+    0.0
+    """
+
+    def __init__(self, margin: float = 1.0, name: str = "triplet_semihard_loss", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.margin = margin
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return triplet_semihard_loss(ops.reshape(ops.cast(y_true, "int32"), [-1]), y_pred, self.margin)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"margin": self.margin}

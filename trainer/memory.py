@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from pipeline.corpus.corpus import Split
 from pipeline.embedding.store import EmbeddingStore
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.triplets.rows import Block
 
 CLASSMATES = 16  # of each class in a batch, where the rows of the memory are drawn

@@ -10,8 +10,8 @@ from typing import Any
 
 import keras
 
-from pipeline.corpus.corpus import Feature
-from pipeline.files.errors import InputError
+from pipeline.corpus.manifest import Feature
+from pipeline.errors import InputError
 
 EMBEDDING_DIM = 64
 MAX_TOKENS = 20_000  # of the text network's vocabulary: words, and pairs of words next to each other

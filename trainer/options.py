@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitOptions:
@@ -36,7 +38,7 @@ class WarmupOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "margin", "batch_rows", "learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0; found {getattr(self, name)}")
+                raise InputError(f"{name} must be above 0; found {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_rows", "learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0; found {getattr(self, name)}")
+                raise InputError(f"{name} must be above 0; found {getattr(self, name)}")
         if self.memory_rows < 0:
-            raise ValueError(f"memory_rows must be 0 or more; found {self.memory_rows}")
+            raise InputError(f"memory_rows must be 0 or more; found {self.memory_rows}")
         if not 0 <= self.min_active < 1:
-            raise ValueError(f"min_active must be in [0, 1); found {self.min_active}")
+            raise InputError(f"min_active must be in [0, 1); found {self.min_active}")

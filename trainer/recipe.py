@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.mining.options import MiningOptions, parse_shares
 from pipeline.packs.packs import PackOptions
 from trainer.options import TrainOptions, WarmupOptions

@@ -13,11 +13,12 @@ from typing import ClassVar
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.errors import InputError
 from pipeline.files import manifests, storage
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Round, Run
 from pipeline.mining.job import mine
+from pipeline.process.beam import in_process
 from pipeline.process.commands import log
 from pipeline.reporting import pages
 from pipeline.reporting.facts import facts_of
@@ -27,7 +28,7 @@ from trainer.loop import Schedule, train_newest
 from trainer.measures.evaluation import evaluate_rounds
 from trainer.measures.retrieval import has_queries
 from trainer.options import InitOptions
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, read_recipe
 from trainer.warming import warm_up
 
 COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out
@@ -95,15 +96,26 @@ class Done:
 
 
 def run_rounds(
-    run_dir: Path, rounds: int, recipe: Recipe, options: PipelineOptions, patience: int | None = None
+    run_dir: Path | str,
+    rounds: int = 3,
+    recipe: Recipe | str = "best",
+    beam_options: PipelineOptions | None = None,
+    patience: int | None = None,
 ) -> Done:
     """Does what is left of the plan, after having made or lengthened it so that it has that many rounds.
 
+    Args:
+      run_dir: with a corpus.
+      recipe: or what `read_recipe` takes: `best`, `plain`, a .toml file.
+      beam_options: where mining runs; None runs it in this process.
+      patience: rounds without a better validation MAP@R that end it.
     Raises:
       InputError: if the plan that is under way has another recipe, if there is patience and no validation split, or if
         the embeddings have collapsed.
     """
-    state = Rounds(run_dir, options)
+    run_dir = storage.location(run_dir)
+    state = Rounds(run_dir, beam_options or in_process())
+    recipe = read_recipe(recipe) if isinstance(recipe, str) else recipe
     why = state.follow(state.plan(rounds, recipe, patience))
     best = state.keep_best()
     pages.write_index(run_dir, state.corpus)
@@ -115,7 +127,7 @@ class Rounds:
 
     def __init__(self, run_dir: Path, options: PipelineOptions):
         self.run_dir, self.run, self.options = run_dir, Run(run_dir), options
-        self.corpus = open_corpus(run_dir)
+        self.corpus = Corpus.open(run_dir)
         self.validates = has_queries(self.corpus.split("validation"))
 
     def plan(self, rounds: int, recipe: Recipe, patience: int | None) -> Plan:

@@ -29,13 +29,15 @@ class Step:
         self._strategy = strategy
         # One trace for all shapes: traces for two shapes may round differently, and a resumed run would differ.
         # Values per device take no signature.
+        loss_of = losses.LOSSES[loss](margin)
         signature = [spec, tf.TensorSpec([2])] if strategy.num_replicas_in_sync == 1 else None
 
         def on_one(batch: dict[str, Any], share: Any) -> Any:
             with tf.GradientTape() as tape:
                 embeddings = model(batch["inputs"], training=True)
                 d_ap, d_an = losses.triplet_distances(embeddings, batch["triplets"])
-                value = losses.LOSSES[loss](d_ap, d_an, margin) * share[0]
+                each = loss_of.of_distances(d_ap, d_an)
+                value = losses.mean_or_zero(each, tf.ones_like(each)) * share[0]
                 of_memory = _memory_loss(embeddings, batch) * share[1]
                 both = value + of_memory
             gradients = tape.gradient(both, model.trainable_variables)

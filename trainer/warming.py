@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.decoding import input_spec
 from pipeline.embedding.network import checkpoint_digest, input_shape, load_checkpoint
+from pipeline.errors import InputError
 from pipeline.files import manifests, storage
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.process.commands import log, postponed_stop
 from pipeline.process.progress import Stage, live
@@ -67,7 +67,7 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
     Raises:
       InputError: if round 0 is mined already, or if the loss is no number.
     """
-    round, corpus = Run(run_dir).round(0), open_corpus(run_dir)
+    round, corpus = Run(run_dir).round(0), Corpus.open(run_dir)
     path, told, unfinished = round.checkpoint, round.train / "warmup.json", round.train / "warmup.npz"
     if round.manifest.exists():
         raise InputError(f"round 0 is mined already, {path} must stay as it is. Warm up in a new --run_dir.")

@@ -7,91 +7,17 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import msgspec
 import numpy as np
 
+from pipeline.corpus.manifest import CorpusManifest, CorpusShard, Feature, read_corpus_manifest
+from pipeline.corpus.options import IngestOptions
 from pipeline.files import manifests, tfrecords
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
-from pipeline.files.manifests import Shard, check_file, check_name, sha256_of_json
-from pipeline.files.storage import open_array
-
-SPLITS = ("train", "validation", "eval")
-INDEX = np.dtype([("offset", "<i8"), ("length", "<i8"), ("content", "<i8"), ("group", "<i8")])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Feature:
-    """The payload. kind: image, text or vector, which is the feature's name in an Example too.
-
-    shape: (height, width, channels) with None for sizes that differ, () of a text, (dim,). dtype: of what is stored,
-    decoded: uint8, string or float32.
-    """
-
-    kind: str
-    shape: tuple[int | None, ...]
-    dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusShard(Shard):
-    """A shard, and its index: INDEX [records]."""
-
-    index: str
-    index_bytes: int
-    index_sha256: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name(self.index)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitManifest:
-    """labels: the classes. first_rows: classes + 1 numbers, class c holds rows first_rows[c] to first_rows[c + 1] - 1.
-
-    copies: rows whose payload an earlier row has; label_conflicts: those under another label than that row.
-    """
-
-    rows: int
-    labels: list[str]
-    first_rows: list[int]
-    copies: int
-    label_conflicts: int
-    shards: list[CorpusShard]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitRule:
-    """by: `class` (held-out classes are unseen) or `example`."""
-
-    by: str
-    seed: int
-    validation_share: float
-    eval_share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusManifest:
-    """corpus.json. source_stamp: of the source's files, see `pipeline.ingest`; rejected: how many examples were."""
-
-    FORMAT: ClassVar[str] = "triplet-miner-corpus/1"
-    source: str
-    source_stamp: str | None
-    features: dict[str, Feature]
-    grouped: bool
-    split_rule: SplitRule
-    rejected: int
-    splits: dict[str, SplitManifest]
-    fingerprint: str = ""
-
-    def computed_fingerprint(self) -> str:
-        """SHA-256 over what the corpus holds; not over where it came from, nor over its own name."""
-        told = msgspec.to_builtins(self)
-        held = {name: told[name] for name in ("features", "grouped", "splits", "split_rule")}
-        return sha256_of_json({"format": self.FORMAT, **held})
+from pipeline.files.manifests import check_file
+from pipeline.files.storage import location, open_array
+from pipeline.process import lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +103,48 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The corpus of a run directory."""
+    """The corpus of a run directory.
 
-    directory: Path
+    >>> corpus = Corpus.ingest("digits", "runs/digits")        # doctest: +SKIP
+    >>> corpus.split("train").rows                             # doctest: +SKIP
+    1258
+    """
+
+    run_dir: Path
     manifest: CorpusManifest
+
+    @classmethod
+    def open(cls, run_dir: Path | str) -> "Corpus":
+        """The corpus that is there.
+
+        Raises:
+          InputError: if there is none, or if corpus.json is damaged.
+        """
+        run_dir = location(run_dir)
+        return cls(run_dir=run_dir, manifest=read_corpus_manifest(run_dir))
+
+    @classmethod
+    def ingest(cls, source: str, run_dir: Path | str, *, beam_options: Any = None, **options: Any) -> "Corpus":
+        """Copies a source into a run directory, as `python -m pipeline.ingest` does, unless that holds it already.
+
+        Args:
+          source: `NAME:ARGUMENT`, see docs/sources.md: `images:photos`, `csv:rows.csv,text=body,label=topic`.
+          beam_options: PipelineOptions; None runs in this process.
+          options: fields of `pipeline.corpus.options.IngestOptions`: validation_share, eval_share, seed, max_rejected.
+        Raises:
+          InputError: if the source cannot be read, if too much of it is rejected, or if the run directory holds
+            another corpus.
+        """
+        from pipeline.corpus.ingest import ingest  # with Beam, which reading a corpus does without
+        from pipeline.process.beam import in_process
+
+        with lock.hold(location(run_dir), lock.MINER):
+            ingest(location(run_dir), IngestOptions(source=source, **options), beam_options or in_process())
+        return cls.open(run_dir)
+
+    @property
+    def directory(self) -> Path:
+        return Run(self.run_dir).corpus
 
     @property
     def fingerprint(self) -> str:
@@ -192,18 +156,23 @@ class Corpus:
         return next(iter(self.manifest.features.values()))
 
     def split(self, name: str) -> Split:
+        """`train`, `validation` or `eval`."""
         found = self.manifest.splits[name]
         return Split(
             directory=self.directory, name=name, labels=found.labels, first_rows=np.array(found.first_rows, np.int64),
             shards=found.shards, copies=found.copies, grouped=self.manifest.grouped,
         )  # fmt: skip
 
+    def rows(self, split: str = "train") -> Iterator[dict[str, Any]]:
+        """Every row of a split, in order: what `mine_corpus(embeddings=...)` wants the vectors of.
 
-def open_corpus(run_dir: Path) -> Corpus:
-    path = Run(run_dir).corpus_manifest
-    if not path.exists():
-        raise InputError(f"{path} is missing. Make it: python -m pipeline.ingest --run_dir {run_dir} --source ...")
-    manifest = manifests.read(path, CorpusManifest)
-    if manifest.fingerprint != manifest.computed_fingerprint():
-        raise InputError(f"{path} was changed by hand: its fingerprint does not fit. Ingest into a new --run_dir.")
-    return Corpus(directory=path.parent, manifest=manifest)
+        Returns:
+          dicts. id, label, and group where it has one: str. The payload by its kind: text, a str; image, the encoded
+          bytes; vector, float32 [dim].
+        """
+        found = self.split(split)
+        for number in range(len(found.shards)):
+            found.check_shard(number)
+            for example in map(tfrecords.parse_example, tfrecords.read_records(found.shard_path(number))):
+                row = {name: value if name == "vector" else value[0] for name, value in example.items()}
+                yield {name: value if name in ("image", "vector") else value.decode() for name, value in row.items()}

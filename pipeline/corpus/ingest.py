@@ -5,7 +5,6 @@ alone are sorted into rows, splits and shards; the second copies each shard's re
 goes through a shuffle.
 """
 
-import collections
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,15 +17,14 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.corpus.changes import find_changes, in_short, source_stamp
-from pipeline.corpus.corpus import INDEX, SPLITS, CorpusManifest, CorpusShard, Feature, open_corpus
 from pipeline.corpus.keys import KEYS, assign_splits, common_shape, cut_shards, describe_split, order_rows
+from pipeline.corpus.manifest import INDEX, SPLITS, CorpusManifest, CorpusShard, Feature, read_corpus_manifest
 from pipeline.corpus.options import IngestOptions
 from pipeline.corpus.sources import open_source
 from pipeline.corpus.sources.source import Example, Rejected, Source, payload_sha256
 from pipeline.corpus.staging import Staging, read_table, write_table
+from pipeline.errors import InputError
 from pipeline.files import manifests, storage, tfrecords
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.process.beam import run
 from pipeline.process.progress import Stage, live
@@ -38,7 +36,7 @@ Written = tuple[str, int, CorpusShard]  # split, number, what the manifest says 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """What is in a run directory's corpus. already: it was there before."""
+    """What is in a run directory's corpus. already: it was there before; compared: its source's files are the same."""
 
     run_dir: str
     source: str
@@ -51,11 +49,14 @@ class Ingested:
     rejected: int
     fingerprint: str
     already: bool
+    compared: bool
 
     def __str__(self) -> str:
         place = Run(storage.location(self.run_dir))
         size = " x ".join("any" if n is None else str(n) for n in self.payload.shape)
         lines = ["already ingested; nothing to do"] if self.already else []
+        if self.already and not self.compared:
+            lines.append("whether what it names changed since was not looked at")
         lines.append(f"corpus of {self.source}: {f'{self.payload.kind} {size}'.strip()}, split by {self.split_by}")
         for split, rows in self.rows.items():
             lines.append(f"  {split:<11}{rows:>8,} rows  {self.classes[split]:>6,} classes")
@@ -78,7 +79,7 @@ def ingest(
     """
     place = Run(run_dir)
     already = place.corpus_manifest.exists()
-    manifest = _compare(place, options, beam_options) if already else _make(place, options, beam_options, shard_rows)
+    manifest = _compare(place, options) if already else _make(place, options, beam_options, shard_rows)
     splits = manifest.splits
     return Ingested(
         run_dir=str(run_dir), source=manifest.source, payload=next(iter(manifest.features.values())),
@@ -87,6 +88,7 @@ def ingest(
         copies=sum(split.copies for split in splits.values()),
         label_conflicts=sum(split.label_conflicts for split in splits.values()),
         rejected=manifest.rejected, fingerprint=manifest.fingerprint, already=already,
+        compared=manifest.source_stamp is not None,
     )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def _make(
         storage.remove(place.corpus)
         storage.remove(place.staging)
     staging = Staging(place.staging.absolute())
-    stamp = source_stamp(source.files)
+    stamp = source.stamp()
     staged = stage(options.source, source, staging, beam_options)
     share = len(staged.rejected) / (len(staged.rejected) + len(staged.keys))
     if share > options.max_rejected:
@@ -132,10 +134,9 @@ def _make(
     return manifest
 
 
-def _compare(place: Run, options: IngestOptions, beam_options: PipelineOptions) -> CorpusManifest:
-    """Raises InputError if the corpus is another than what is asked for, or if its source changed, saying where."""
-    corpus = open_corpus(place.path)
-    manifest = corpus.manifest
+def _compare(place: Run, options: IngestOptions) -> CorpusManifest:
+    """Raises InputError if the corpus is another than what is asked for, or if its source's files changed."""
+    manifest = read_corpus_manifest(place.path)
     asked = {name: getattr(options, name) for name in ("validation_share", "eval_share", "seed")}
     held = {name: getattr(manifest.split_rule, name) for name in asked}
     if (options.source, asked) != (manifest.source, held):
@@ -144,23 +145,12 @@ def _compare(place: Run, options: IngestOptions, beam_options: PipelineOptions) 
             f"Use another --run_dir."
         )
     storage.remove(place.staging)  # if the run that ingested was killed just then
-    source = open_source(options.source)
-    stamp = source_stamp(source.files)
-    if stamp is not None and stamp == manifest.source_stamp:
-        return manifest
-    storage.remove(place.check)
-    staged = stage(options.source, source, Staging(place.check.absolute()), beam_options, keys_only=True)
-    storage.remove(place.check)
-    changes = find_changes(corpus, staged.keys)
-    if any(changes.values()):
-        entries = [{"id": id, "what": what} for what, ids in changes.items() for id in ids]
-        manifests.write_json_lines(place.source_changes, entries)
+    if open_source(options.source).stamp() != manifest.source_stamp:
         raise InputError(
-            f"{options.source} is not what {place.corpus} was made from: {in_short(changes)}. All are listed in "
-            f"{place.source_changes}. A run directory keeps its corpus: ingest into a new --run_dir. What was trained "
-            f"goes on there: python -m trainer.init --run_dir NEW --model {place.best_checkpoint}"
+            f"{options.source}: its files have other names, sizes or times than when {place.corpus} was made from "
+            f"them. A run directory keeps its corpus: ingest into a new --run_dir. What was trained goes on there: "
+            f"python -m trainer.init --run_dir NEW --model {place.best_checkpoint}"
         )
-    manifests.write(place.corpus_manifest, replace(manifest, source_stamp=stamp))
     return manifest
 
 
@@ -176,13 +166,11 @@ class Staged:
     rejected: list[Rejected]
 
 
-def stage(
-    text: str, source: Source, staging: Staging, beam_options: PipelineOptions, keys_only: bool = False
-) -> Staged:
-    """Reads a source once. text: its name. keys_only: the examples themselves are left out."""
+def stage(text: str, source: Source, staging: Staging, beam_options: PipelineOptions) -> Staged:
+    """Reads a source once. text: its name."""
     parts = source.parts()
     staging.save_parts(parts)
-    write = functools.partial(stage_part, kind=source.kind, read=source.read, staging=staging, keys_only=keys_only)
+    write = functools.partial(stage_part, kind=source.kind, read=source.read, staging=staging)
     with live(_progress("read", "parts", len(parts), staging.path, ".parquet")):
         run(
             beam_options,
@@ -210,12 +198,9 @@ def _progress(name: str, unit: str, total: int, directory: Path, suffix: str) ->
 
 
 def stage_part(
-    number: int, kind: str, read: Callable[[Any], Iterator[Example | Rejected]], staging: Staging, keys_only: bool
+    number: int, kind: str, read: Callable[[Any], Iterator[Example | Rejected]], staging: Staging
 ) -> int:
-    """A part's number -> the same number: writes the part's examples, their keys and what was rejected into `staging`.
-
-    keys_only: the examples themselves are left out.
-    """
+    """A part's number -> the same number: writes the part's examples, their keys and what was rejected."""
     kept: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
 
@@ -233,10 +218,7 @@ def stage_part(
             kept.append(keys | {"part": number, "length": len(record)})
             yield record
 
-    if keys_only:
-        collections.deque(records(), maxlen=0)
-    else:
-        tfrecords.write_records(staging.part(number, ".tfrecord"), records())
+    tfrecords.write_records(staging.part(number, ".tfrecord"), records())
     for row, offset in zip(kept, tfrecords.offsets_of([row["length"] for row in kept]).tolist(), strict=True):
         row["offset"] = offset
     write_table(staging.part(number, ".parquet"), pa.Table.from_pylist([*kept, *rejected], schema=KEYS))

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.corpus.corpus import Feature, SplitManifest, SplitRule
+from pipeline.corpus.manifest import Feature, SplitManifest, SplitRule
 from pipeline.corpus.options import IngestOptions
 from pipeline.corpus.sources.source import Rejected
 from pipeline.triplets.draws import draw_key

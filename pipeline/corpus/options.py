@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipeline.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
@@ -21,8 +23,8 @@ class IngestOptions:
     def __post_init__(self) -> None:
         for name in ("validation_share", "eval_share"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be in [0, 1); found {getattr(self, name)}")
+                raise InputError(f"--{name} must be in [0, 1); found {getattr(self, name)}")
         if self.validation_share + self.eval_share >= 1:
-            raise ValueError("--validation_share and --eval_share leave nothing to train on")
+            raise InputError("--validation_share and --eval_share leave nothing to train on")
         if not 0 <= self.max_rejected <= 1:
-            raise ValueError(f"--max_rejected must be in [0, 1]; found {self.max_rejected}")
+            raise InputError(f"--max_rejected must be in [0, 1]; found {self.max_rejected}")

@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline.corpus.corpus import Feature
+from pipeline.corpus.manifest import Feature
 
 
 def decode(feature: Feature, payload: Any, input_shape: tuple[int, ...]) -> Any:

@@ -9,10 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.corpus.corpus import Feature, Split
+from pipeline.corpus.corpus import Split
+from pipeline.corpus.manifest import Feature
 from pipeline.embedding.decoding import decode_records
 from pipeline.embedding.network import input_shape, output_dim
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.triplets.rows import to_grid
 
 BATCH = 128

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.corpus import SPLITS, Corpus, open_corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import SPLITS
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import load_checkpoint
+from pipeline.errors import InputError
 from pipeline.files import storage
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.process.progress import Stage, live
 
@@ -38,7 +39,7 @@ def export(run_dir: Path, out: Path, split: str | None = None, number: int | Non
     """Writes the embeddings of a split, or of all, with a round's checkpoint, or with the newest."""
     if out.suffix not in WRITERS:
         raise InputError(f"--out {out}: expected a name that ends in {' or '.join(WRITERS)}")
-    corpus, run = open_corpus(run_dir), Run(run_dir)
+    corpus, run = Corpus.open(run_dir), Run(run_dir)
     round = run.newest_checkpoint() if number is None else run.round(number)
     if round is None:
         raise InputError(f"{run_dir} has no checkpoint. Make a first one: python -m trainer.init --run_dir {run_dir}")

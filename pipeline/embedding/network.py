@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from pipeline.corpus.corpus import Feature
-from pipeline.files.errors import InputError
+from pipeline.corpus.manifest import Feature
+from pipeline.errors import InputError
 from pipeline.files.storage import local_copy
 
 

@@ -3,8 +3,6 @@
 RUN_DIR/
   corpus/                     corpus.json, shards with their indexes, rejected.jsonl
   corpus.new/                 while a corpus is made
-  corpus.check/               while a corpus is compared with its source
-  source_changes.jsonl        what differs
   rounds/0000/
     checkpoint/model.keras    what this round mines with
     embeddings/KEY/           named by content of checkpoint and corpus
@@ -48,14 +46,6 @@ class Run:
     @property
     def staging(self) -> Path:
         return self.path / "corpus.new"
-
-    @property
-    def check(self) -> Path:
-        return self.path / "corpus.check"
-
-    @property
-    def source_changes(self) -> Path:
-        return self.path / "source_changes.jsonl"
 
     @property
     def best_checkpoint(self) -> Path:

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
+from pipeline.errors import InputError
 from pipeline.files import storage
-from pipeline.files.errors import InputError
 
 
 class Manifest(Protocol):

@@ -23,15 +23,17 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 KEPT_COPIES = 256  # of remote files, per process
 HOST = re.sub(r"\W", "-", socket.gethostname())
 TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d{1,9})\.[0-9a-f]{8}\.tmp(\.\w+)?")
 
 
-def location(text: str) -> Path:
-    """A path as it is given to a command: a local one, or a URL."""
+def location(text: str | Path) -> Path:
+    """A path as a user gives it: a local one, or a URL."""
+    if not isinstance(text, str):
+        return text
     if "://" not in text:
         return Path(text)
     try:

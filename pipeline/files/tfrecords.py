@@ -14,8 +14,8 @@ import google_crc32c
 import numpy as np
 import tensorflow as tf
 
+from pipeline.errors import InputError
 from pipeline.files import storage
-from pipeline.files.errors import InputError
 from pipeline.files.manifests import Shard
 
 _HEADER, _FOOTER = 12, 4  # a TFRecord is length (8), its CRC (4), data, the data's CRC (4)

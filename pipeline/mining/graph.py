@@ -18,8 +18,8 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import AsSingleton, PCollection
 
+from pipeline.errors import InputError
 from pipeline.files import manifests
-from pipeline.files.errors import InputError
 from pipeline.files.manifests import Shard, sha256_of_json
 from pipeline.mining import steps
 from pipeline.mining.manifest import TripletsManifest

@@ -2,70 +2,27 @@
 
 import functools
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.corpus.corpus import Corpus, Split, open_corpus
+from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.errors import InputError
 from pipeline.files import manifests, storage
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Round, Run
 from pipeline.mining import graph
 from pipeline.mining.manifest import Stats, TripletsManifest, open_triplets
+from pipeline.mining.mined import Mined
 from pipeline.mining.options import MiningOptions
 from pipeline.mining.steps import Job, Tiling, class_runs, list_items
 from pipeline.packs.packs import PackOptions
-from pipeline.packs.write import SCOPES
 from pipeline.process import beam
 from pipeline.process.commands import log
 from pipeline.process.progress import Stage, live
 from pipeline.triplets.columns import column_blocks
 from pipeline.triplets.draws import row_hashes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mined:
-    """A mined round. already: nothing was to do. Its text is a summary."""
-
-    run_dir: str
-    round: int
-    already: bool
-    triplets: int
-    packs: int
-    rows: int
-    counts: dict[str, dict[str, int]]
-    skipped: dict[str, dict[str, int]]
-    guarded: dict[str, int]
-    triplet_digest: str
-    seconds: float
-
-    def __str__(self) -> str:
-        lines = [f"round {self.round} is mined already; nothing to do"] if self.already else []
-        size = f"{self.packs:,} packs of {self.rows:,} rows"
-        took = "" if self.already else f", {self.seconds:.1f} s"
-        lines.append(f"round {self.round}: {self.triplets:,} triplets in {size}{took}")
-        for scope in SCOPES:
-            kinds = ", ".join(f"{n:,} {kind}" for kind, n in self.counts[scope].items() if n)
-            lines.append(
-                f"  {'over the whole corpus' if scope == 'corpus' else 'inside the packs':<22}{kinds or 'none'}"
-            )
-        skipped = {**self.skipped["corpus"], **self.skipped["pack"]}
-        reasons = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in skipped.items() if n)
-        lines.append(f"  {'skipped':<22}{reasons or 'none'}")
-        if any(self.guarded.values()):
-            lines.append(f"  {'guards acted on':<22}{sum(self.guarded.values()):,} pairs")
-        lines.append(f"  in {Run(Path(self.run_dir)).round(self.round).triplets}")
-        lines.append(f"  next: python -m trainer.train --run_dir {self.run_dir}")
-        return "\n".join(lines)
-
-
-def _mined(run_dir: Path, manifest: TripletsManifest, seconds: float = 0.0, already: bool = False) -> Mined:
-    names = ("round", "triplets", "packs", "rows", "counts", "skipped", "guarded", "triplet_digest")
-    told = {name: getattr(manifest, name) for name in names}
-    return Mined(run_dir=str(run_dir), already=already, seconds=seconds, **told)
 
 
 def mine(
@@ -81,13 +38,32 @@ def mine(
     Raises:
       InputError: if there is no checkpoint, or if the round was mined with something else.
     """
-    started, run, corpus = time.time(), Run(run_dir), open_corpus(run_dir)
-    newest = run.newest_checkpoint()
+    newest = Run(run_dir).newest_checkpoint()
     if newest is None:
+        Corpus.open(run_dir)  # if that is missing too, it comes first
         raise InputError(f"{run_dir} has no checkpoint. Make a first one: python -m trainer.init --run_dir {run_dir}")
+    digest = checkpoint_digest(load_checkpoint(newest.checkpoint))
+    return mine_round(newest, digest, mining, packing, options, threads, tiling)
+
+
+def mine_round(
+    round: Round,
+    digest: str,
+    mining: MiningOptions,
+    packing: PackOptions,
+    options: PipelineOptions,
+    threads: int | None = None,
+    tiling: Tiling = Tiling(),  # noqa: B008  frozen
+) -> Mined:
+    """Mines a round, unless it is mined. digest: of its checkpoint, or of embeddings that are stored already.
+
+    Raises:
+      InputError: if the round was mined with something else.
+    """
+    started, run_dir, corpus = time.time(), round.run, Corpus.open(round.run)
     job = Job(
-        round=Round(run_dir.absolute(), newest.number), mining=mining, packing=packing, threads=threads, tiling=tiling,
-        corpus_fingerprint=corpus.fingerprint, checkpoint_digest=checkpoint_digest(load_checkpoint(newest.checkpoint)),
+        round=Round(run_dir.absolute(), round.number), mining=mining, packing=packing, threads=threads, tiling=tiling,
+        corpus_fingerprint=corpus.fingerprint, checkpoint_digest=digest,
     )  # fmt: skip
     if packing.packs == "spread" and mining.positives > 1:
         raise InputError(f"packs that are spread take no positives; found {mining.positives}. Leave one of both out.")
@@ -97,8 +73,8 @@ def mine(
             f"{corpus.directory}: {len(split.labels)} class to train on; a negative needs two. Ingest a source with "
             f"two classes or more into a new --run_dir."
         )
-    if newest.manifest.exists():
-        return _mined(run_dir, _as_asked(job, corpus), already=True)
+    if round.manifest.exists():
+        return Mined.of(run_dir, _as_asked(job, corpus), already=True)
     _clear_leftovers(job)
     anchors = _draw_anchors(job, split)
     if packing.packs != "spread":
@@ -107,9 +83,9 @@ def mine(
         build = functools.partial(graph.build, job=job, anchors=0 if packing.packs == "spread" else len(anchors))
         beam.run(options, build)
     _remove_work(job)
-    taken, finished = round(time.time() - started, 2), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    taken, finished = float(f"{time.time() - started:.2f}"), time.strftime("%Y-%m-%dT%H:%M:%S%z")
     manifests.write(job.round.stats, Stats(mining_seconds=taken, finished=finished))
-    return _mined(run_dir, manifests.read(job.round.manifest, TripletsManifest), taken)
+    return Mined.of(run_dir, manifests.read(job.round.manifest, TripletsManifest), taken)
 
 
 def _draw_anchors(job: Job, split: Split) -> np.ndarray:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.corpus.corpus import Corpus, Feature, open_corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import Feature
+from pipeline.errors import InputError
 from pipeline.files import manifests, tfrecords
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Round, Run
 from pipeline.files.manifests import Shard
 from pipeline.files.storage import location
@@ -93,5 +94,5 @@ def read_packs(run_dir: Path | str, number: int = 0) -> Iterator[dict[str, Any]]
     """
     path = location(run_dir) if isinstance(run_dir, str) else run_dir
     mined = Run(path).round(number)
-    for shard in open_triplets(mined, open_corpus(path)).shards:
+    for shard in open_triplets(mined, Corpus.open(path)).shards:
         yield from map(tfrecords.parse_example, tfrecords.read_records(mined.triplets / shard.file))

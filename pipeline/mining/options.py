@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from pipeline.errors import InputError
 from pipeline.process.options import from_text
 from pipeline.triplets.rule import Rule
 
@@ -15,7 +16,7 @@ def parse_shares(text: str) -> Shares:
         pairs = [part.partition(":") for part in text.split(",")]
         return tuple((kind.strip(), float(share) if share else 1.0) for kind, _, share in pairs)
     except ValueError:
-        raise ValueError(f"expected kinds with shares, as semi-hard:3,hard:1; found {text!r}") from None
+        raise InputError(f"expected kinds with shares, as semi-hard:3,hard:1; found {text!r}") from None
 
 
 def shown(shares: Shares) -> str:
@@ -46,7 +47,7 @@ class MiningOptions:
     def __post_init__(self) -> None:
         self.rule(0)
         if self.anchors is not None and self.anchors < 1:
-            raise ValueError(f"anchors must be at least 1; found {self.anchors}")
+            raise InputError(f"anchors must be at least 1; found {self.anchors}")
 
     def rule(self, round: int, pick: str | None = None) -> Rule:
         """pick: another than the options' own."""

@@ -14,12 +14,12 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.utils import shared
 
-from pipeline.corpus.corpus import Corpus, Split, open_corpus
+from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
 from pipeline.embedding.store import EmbeddingStore
+from pipeline.errors import InputError
 from pipeline.files import storage
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Round
 from pipeline.files.manifests import Shard, sha256_of_json
 from pipeline.mining.options import MiningOptions
@@ -77,7 +77,7 @@ class Job:
         return self.round.work(sha256_of_json(shaped_by)[:16])
 
     def open_corpus(self) -> Corpus:
-        return open_corpus(self.round.run)
+        return Corpus.open(self.round.run)
 
     def open_store(self) -> EmbeddingStore:
         return EmbeddingStore(self.round, self.open_corpus(), self.checkpoint_digest)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.errors import InputError
 from pipeline.triplets.rows import Triplets
 
 MAX_ROWS = 2048  # a pack's triplets grow with the square of its rows
@@ -26,15 +27,15 @@ class PackOptions:
 
     def __post_init__(self) -> None:
         if self.fill < 2:
-            raise ValueError(f"fill must be at least 2, for a class alone in a pack gives no pair; found {self.fill}")
+            raise InputError(f"fill must be at least 2, for a class alone in a pack gives no pair; found {self.fill}")
         if not self.lone and not 2 * self.fill <= self.pack_rows <= MAX_ROWS:
-            raise ValueError(
+            raise InputError(
                 f"pack_rows must be {LONE} (lone triplets), or hold two classes of {self.fill} (fill) and be at most "
                 f"{MAX_ROWS}; found {self.pack_rows}"
             )
         if self.lone and (self.packs == "spread" or self.pack_pick):
             what = "packs spread" if self.packs == "spread" else f"pack_pick {self.pack_pick}"
-            raise ValueError(f"{what} does nothing for lone triplets (pack_rows {LONE}); leave one out")
+            raise InputError(f"{what} does nothing for lone triplets (pack_rows {LONE}); leave one out")
 
     @property
     def lone(self) -> bool:

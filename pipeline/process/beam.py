@@ -10,24 +10,30 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
-from pipeline.files.errors import InputError, WrongOption
+from pipeline.errors import InputError, WrongOption
 from pipeline.process.commands import before_stop
 from pipeline.process.options import names, unknown
 
+IN_PROCESS = ["--runner=FnApiRunner"]
 ANSWER_SECONDS = 10.0  # in which a job server must accept a connection
 JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know
 _DISK_ERROR = re.compile(r"(?:OSError|PermissionError|FileNotFoundError): (.*?)(?: \[while running|\n|$)", re.DOTALL)
 _WORKER_ERROR = re.compile(r"InputError: (.*?)(?: \[while running|\n|$)", re.DOTALL)
 
 
+def in_process() -> PipelineOptions:
+    """For a graph that runs in this process. The runner is named: DirectRunner would first try to download another."""
+    return PipelineOptions(IN_PROCESS)
+
+
 def beam_options(arguments: list[str], command: Any) -> PipelineOptions:
-    """Beam's own options. The in-process runner is named: DirectRunner would first try to download another.
+    """Beam's own options; those of `in_process` if no runner is among them.
 
     command: the command's own options, for what was meant by one that is neither's.
     """
     ours = names(command)
     if not any(argument.startswith("--runner") for argument in arguments):
-        arguments = ["--runner=FnApiRunner", *arguments]
+        arguments = [*IN_PROCESS, *arguments]
     options = PipelineOptions(arguments)
     serves = options.get_all_options()["runner"] in JOB_SERVERS
     known, value_may_follow = PipelineOptions([]).get_all_options(), False

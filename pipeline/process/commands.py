@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 log = logging.getLogger("triplet-miner")
 

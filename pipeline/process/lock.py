@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pipeline.files.errors import Locked
+from pipeline.errors import Locked
 from pipeline.files.layout import Run
 from pipeline.files.storage import is_local, remove_leftovers
 

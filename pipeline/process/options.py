@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.files.storage import location
 
 T = TypeVar("T")

@@ -1,5 +1,6 @@
 """The live view of a command: a bar a stage on a terminal, elsewhere a line now and then."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,12 @@ class Stage:
 
 @contextmanager
 def live(*stages: Stage, line_seconds: float = LINE_SECONDS) -> Iterator[None]:
-    """Shows the stages on stderr while the block runs. line_seconds: between two lines where there is no terminal."""
+    """Shows the stages on stderr while the block runs, where our log says as much as a command lets it.
+
+    line_seconds: between two lines where there is no terminal.
+    """
     console, stopped = Console(stderr=True), threading.Event()
+    bars_wanted = console.is_terminal and log.isEnabledFor(logging.INFO)
     columns = (
         TextColumn("{task.description:<8}"),
         BarColumn(20),
@@ -34,7 +39,7 @@ def live(*stages: Stage, line_seconds: float = LINE_SECONDS) -> Iterator[None]:
         TextColumn("{task.fields[unit]}"),
     )
     with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not bars_wanted
     ) as bars:
         tasks = [bars.add_task(stage.name, total=stage.total, unit=stage.unit) for stage in stages]
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from pipeline.corpus.corpus import SPLITS, Corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import SPLITS
 from pipeline.files import manifests
 from pipeline.files.layout import Round
 from pipeline.mining.manifest import Stats, TripletsManifest, read_manifest

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.corpus.corpus import SPLITS, open_corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import SPLITS
+from pipeline.errors import InputError
 from pipeline.files import manifests, storage, tfrecords
-from pipeline.files.errors import InputError
 from pipeline.files.manifests import Shard
 from pipeline.mining.manifest import TripletsManifest
 
@@ -70,7 +71,7 @@ def problems(directory: Path) -> Iterator[str]:
         raise InputError(f"no corpus.json or triplets.json in {directory}. Name a run directory, or a part of one.")
     for path in found:
         if path.name == "corpus.json":
-            splits = [open_corpus(path.parent.parent).split(name) for name in SPLITS]
+            splits = [Corpus.open(path.parent.parent).split(name) for name in SPLITS]
             shards: list[Shard] = [shard for split in splits for shard in split.shards]
             checks = [lambda s=s, n=n: s.check_shard(n) for s in splits for n in range(len(s.shards))]
         else:

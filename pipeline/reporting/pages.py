@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpus.corpus import SPLITS, Corpus, open_corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import SPLITS
 from pipeline.embedding.store import EmbeddingStore
+from pipeline.errors import InputError
 from pipeline.files import storage
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import TripletsManifest
 from pipeline.mining.options import shown as shown_shares
@@ -52,7 +53,7 @@ class Reported:
 
 def report(run_dir: Path, numbers: tuple[int, ...] = (), packs: int | None = None) -> Reported:
     """Writes the pages of rounds, or of all that are mined, and the one over rounds."""
-    corpus, run = open_corpus(run_dir), Run(run_dir)
+    corpus, run = Corpus.open(run_dir), Run(run_dir)
     numbers = numbers or tuple(round.number for round in run.rounds() if round.manifest.exists())
     suspected = {number: write_round(run_dir, number, corpus, packs) for number in numbers}
     pages = {number: str(run.round(number).report) for number in numbers}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpus.corpus import Split
+from pipeline.errors import InputError
 from pipeline.files import tfrecords
-from pipeline.files.errors import InputError
 from pipeline.mining.manifest import TripletsManifest
 
 READ_ROWS = 1 << 16  # of packs, counted as often as they are in one

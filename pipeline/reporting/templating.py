@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.corpus.corpus import Feature
+from pipeline.corpus.manifest import Feature
 from pipeline.files import storage
 
 METRICS = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import InputError
 from pipeline.triplets.columns import column_block_of, column_blocks
 from pipeline.triplets.pairs import draw_positives, make_pairs
 from pipeline.triplets.rows import Block, Triplets, to_grid
@@ -61,28 +62,23 @@ def mine_triplets(
       contents: [n], equal for copies, which are neither each other's positives nor negatives.
       threads: None for as many as there are cores.
     Raises:
-      ValueError: for a shape that is not as above, a label that is missing, a row that is zero or not finite, or an
+      InputError: for a shape that is not as above, a label that is missing, a row that is zero or not finite, or an
         option out of its range.
 
     >>> found = mine_triplets([[1, 0], [0.9, 0.4], [0.6, 0.8], [0, 1]], ["a", "a", "b", "b"], margin=1.0)
     >>> found.anchor.tolist(), found.positive.tolist(), found.negative.tolist()
     ([0, 1, 2, 3], [1, 0, 3, 2], [2, 2, 0, 1])
     """
-    shares = tuple(kind.items()) if isinstance(kind, Mapping) else ((kind, 1.0),)
     rule = Rule(
-        shares=shares, margin=margin, pick=pick, positives=positives, seed=seed,
+        shares=kind_shares(kind), margin=margin, pick=pick, positives=positives, seed=seed,
         min_negative_distance=min_negative_distance, min_negative_ratio=min_negative_ratio,
     )  # fmt: skip
-    vectors, label = np.asarray(_on_the_host(embeddings), np.float64), _codes("label", labels)
-    if vectors.ndim != 2 or label.shape != vectors.shape[:1]:
-        raise ValueError(f"expected embeddings [n, dim] and labels [n]; found {vectors.shape}, {label.shape}")
+    vectors, label = normalised(embeddings), _codes("label", labels)
+    if label.shape != vectors.shape[:1]:
+        raise InputError(f"expected embeddings [n, dim] and labels [n]; found {vectors.shape}, {label.shape}")
     if (label < 0).any():
         missing = np.flatnonzero(label < 0)
-        raise ValueError(f"{len(missing)} labels are None or NaN: rows {missing[:5].tolist()}. Leave these rows out.")
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(norm[:, 0]) & (norm[:, 0] > 0)))
-    if len(bad):
-        raise ValueError(f"{len(bad)} embeddings are zero or not finite: rows {bad[:5].tolist()}")
+        raise InputError(f"{len(missing)} labels are None or NaN: rows {missing[:5].tolist()}. Leave these rows out.")
     order = np.argsort(label, kind="stable")  # a class is a range of rows
     rows, label = np.arange(len(order)), label[order]
     of_rows = {
@@ -90,9 +86,9 @@ def mine_triplets(
     }
     for name, codes in of_rows.items():
         if codes.shape != rows.shape:
-            raise ValueError(f"expected {name}s [{len(rows)}]; found {codes.shape}")
+            raise InputError(f"expected {name}s [{len(rows)}]; found {codes.shape}")
     corpus = Block(
-        row=rows, embedding=to_grid((vectors / norm)[order].astype(np.float32)),
+        row=rows, embedding=to_grid(vectors[order]),
         **{name: codes[order] for name, codes in of_rows.items()},
     )  # fmt: skip
     own = np.stack([np.searchsorted(label, label, side) for side in ("left", "right")], axis=1)
@@ -112,6 +108,28 @@ def mine_triplets(
     return MinedTriplets(**{**vars(chosen), **sides}, counts=counts)
 
 
+def kind_shares(kind: str | Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """Kinds and shares, of one kind's name or of a mapping."""
+    return tuple(kind.items()) if isinstance(kind, Mapping) else ((kind, 1.0),)
+
+
+def normalised(embeddings: Any) -> np.ndarray:
+    """float32 [n, dim], L2-normalised, of numbers [n, dim].
+
+    Raises:
+      InputError: for another shape, or a row that is zero or not finite.
+    """
+    vectors = np.asarray(_on_the_host(embeddings), np.float64)
+    if vectors.ndim != 2:
+        raise InputError(f"expected embeddings [n, dim]; found {vectors.shape}")
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(norm[:, 0]) & (norm[:, 0] > 0)))
+    if len(bad):
+        raise InputError(f"{len(bad)} embeddings are zero or not finite: rows {bad[:5].tolist()}")
+    unit: np.ndarray = (vectors / norm).astype(np.float32)
+    return unit
+
+
 def _on_the_host(values: Any) -> Any:
     """What NumPy takes: of a PyTorch tensor, which may be on a GPU and want gradients, its numbers."""
     return values.detach().cpu() if hasattr(values, "detach") else values
@@ -125,5 +143,5 @@ def _codes(what: str, values: Any) -> np.ndarray:
     try:
         codes[~missing] = np.unique(found.ravel()[~missing], return_inverse=True)[1].ravel()
     except TypeError as error:
-        raise ValueError(f"{what}s that cannot be ordered: {error}. Give them one type.") from None
+        raise InputError(f"{what}s that cannot be ordered: {error}. Give them one type.") from None
     return codes.reshape(found.shape)

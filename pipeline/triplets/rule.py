@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.errors import InputError
 from pipeline.triplets.draws import draw_key
 
 KINDS = ("semi-hard", "hard")  # a triplet's kind is stored as its position here
@@ -32,19 +33,19 @@ class Rule:
     def __post_init__(self) -> None:
         kinds = [kind for kind, _ in self.shares]
         if not kinds or len(set(kinds)) != len(kinds) or not set(kinds) <= set(KINDS):
-            raise ValueError(f"negatives must be different kinds out of {', '.join(KINDS)}; found {kinds}")
+            raise InputError(f"negatives must be different kinds out of {', '.join(KINDS)}; found {kinds}")
         if any(not share > 0 for _, share in self.shares):
-            raise ValueError(f"every kind's share must be above 0; found {dict(self.shares)}")
+            raise InputError(f"every kind's share must be above 0; found {dict(self.shares)}")
         if self.pick not in ("random", "nearest"):
-            raise ValueError(f"pick must be random or nearest; found {self.pick!r}")
+            raise InputError(f"pick must be random or nearest; found {self.pick!r}")
         if not 0 < self.margin <= 4:
-            raise ValueError(f"margin must be above 0 and at most 4 (distances are 0 to 4); found {self.margin}")
+            raise InputError(f"margin must be above 0 and at most 4 (distances are 0 to 4); found {self.margin}")
         if self.positives < 1:
-            raise ValueError(f"positives must be at least 1; found {self.positives}")
+            raise InputError(f"positives must be at least 1; found {self.positives}")
         if not 0 <= self.min_negative_distance < 4:
-            raise ValueError(f"min_negative_distance must be in [0, 4); found {self.min_negative_distance}")
+            raise InputError(f"min_negative_distance must be in [0, 4); found {self.min_negative_distance}")
         if not 0 <= self.min_negative_ratio <= 100:
-            raise ValueError(f"min_negative_ratio must be 0 to 100; found {self.min_negative_ratio}")
+            raise InputError(f"min_negative_ratio must be 0 to 100; found {self.min_negative_ratio}")
 
     @property
     def kinds(self) -> tuple[int, ...]:

@@ -10,10 +10,11 @@ from corpora import examples
 from handmade import write_corpus
 
 from pipeline import embed
-from pipeline.corpus.corpus import SPLITS, open_corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import SPLITS
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import load_checkpoint
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from trainer import init
 
@@ -21,7 +22,7 @@ from trainer import init
 def test_embeddings_come_with_their_ids_and_labels(small, tmp_path):
     """Against the embedder, split by split."""
     assert embed.main(["--run_dir", str(small), "--out", str(tmp_path / "e.npz")]) == 0
-    corpus, path = open_corpus(small), Run(small).round(0).checkpoint
+    corpus, path = Corpus.open(small), Run(small).round(0).checkpoint
     embedder = Embedder(load_checkpoint(path), corpus.feature, path)
     with np.load(tmp_path / "e.npz", allow_pickle=False) as found:
         expected = np.concatenate([embedder.split(corpus.split(name)) for name in SPLITS])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from conftest import copied
 
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.errors import InputError
 from pipeline.files import manifests
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.reporting.results import Evaluation
 from trainer import evaluate, warmup
@@ -24,7 +24,7 @@ def told(capsys, run_dir, *arguments):
 
 
 def test_measures_are_those_of_the_splits_embeddings_and_stay_beside_the_round(small_run, capsys):
-    corpus, round = open_corpus(small_run), Run(small_run).round(0)
+    corpus, round = Corpus.open(small_run), Run(small_run).round(0)
     model, split = load_checkpoint(round.checkpoint), corpus.split("eval")
     found = told(capsys, small_run, "--nmi")
     expected = retrieval(Embedder(model, corpus.feature, "").split(split), split.class_of(np.arange(split.rows)))

@@ -9,7 +9,7 @@ import pytest
 from corpora import write_images
 
 from pipeline import ingest
-from pipeline.files.errors import InputError, Locked
+from pipeline.errors import InputError, Locked
 from pipeline.process import lock
 
 

@@ -9,10 +9,10 @@ import pytest
 from conftest import copied
 
 from pipeline import ingest
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from trainer import init, models
 
@@ -60,7 +60,7 @@ def test_a_checkpoint_that_is_there_stays(small_run, capsys):
 
 def test_untrained_statistics_have_seen_the_corpus(small):
     """Without that, an untrained network's embeddings all but coincide in inference mode, and round 0 mines noise."""
-    corpus = open_corpus(small)
+    corpus = Corpus.open(small)
     found = Embedder(load_checkpoint(Run(small).round(0).checkpoint), corpus.feature, "").split(corpus.split("train"))
     assert 2 - 2 * np.linalg.norm(found.mean(axis=0)) ** 2 > 0.15
 
@@ -73,7 +73,7 @@ def test_a_keras_file_is_taken_as_it_is(bare, tmp_path):
 
 @pytest.mark.parametrize("name", ["networks:unnormalised", "trainer.models:convolutional"])
 def test_normalize_ends_a_network_with_unit_vectors_once(bare, name):
-    model, corpus = made(bare, "--normalize", "--model", name), open_corpus(bare)
+    model, corpus = made(bare, "--normalize", "--model", name), Corpus.open(bare)
     found = Embedder(model, corpus.feature, name)(corpus.split("eval").read(np.arange(20)))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-2)
     assert [type(layer).__name__ for layer in model.layers].count("UnitNormalization") == 1

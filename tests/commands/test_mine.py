@@ -15,10 +15,10 @@ from handmade import write_corpus
 from scipy.stats import kstest
 
 from pipeline import mine, records
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import load_checkpoint
-from pipeline.files.errors import InputError, WrongOption
+from pipeline.errors import InputError, WrongOption
 from pipeline.files.layout import Run
 from pipeline.files.tfrecords import make_example
 from pipeline.mining import job
@@ -45,12 +45,12 @@ def mined_by_function(run_dir, mining=MiningOptions(), tiling=Tiling(), threads=
 
 
 def manifest_of(run_dir):
-    return open_triplets(Run(run_dir).round(0), open_corpus(run_dir))
+    return open_triplets(Run(run_dir).round(0), Corpus.open(run_dir))
 
 
 def embeddings_of(run_dir):
     """float32 [rows, dim] of a run's train split, computed apart from the mining job's files."""
-    corpus, path = open_corpus(run_dir), Run(run_dir).round(0).checkpoint
+    corpus, path = Corpus.open(run_dir), Run(run_dir).round(0).checkpoint
     split = corpus.split("train")
     return Embedder(load_checkpoint(path), corpus.feature, path)(split.read(np.arange(split.rows)))
 
@@ -58,7 +58,7 @@ def embeddings_of(run_dir):
 @functools.cache
 def truth(run_dir):
     """(labels, distances) of a run's train split."""
-    split = open_corpus(run_dir).split("train")
+    split = Corpus.open(run_dir).split("train")
     return split.class_of(np.arange(split.rows)), oracle.distance(embeddings_of(run_dir))
 
 
@@ -88,7 +88,7 @@ def test_every_triplet_obeys_the_definitions(small, small_run, arguments):
     kinds, margin = [kind for kind, _ in mining.negatives], mining.margin
     picks = {"corpus": mining.pick, "pack": packing.pack_pick or mining.pick}
     label, d = truth(small)
-    split, every = open_corpus(small_run).split("train"), np.arange(len(label))
+    split, every = Corpus.open(small_run).split("train"), np.arange(len(label))
 
     corpus_pairs, seen, places, written = set(), [], [], packs_of(small_run)
     for pack in written:
@@ -239,7 +239,7 @@ def test_guards_hold_through_the_whole_command(tmp_path, pick):
         min_negative_ratio=0.9,
     )  # fmt: skip
     assert mined_by_function(run_dir, mining, Tiling(columns=2)).guarded["corpus"] > 0
-    split = open_corpus(run_dir).split("train")
+    split = Corpus.open(run_dir).split("train")
     assert split.copies and split.grouped and len(split.shards) == 14
     label, d = truth(run_dir)
     content, group = (split.codes(name, np.arange(split.rows)) for name in ("content", "group"))
@@ -260,7 +260,7 @@ def test_nearest_semi_hard_is_tensorflow_addons_choice_inside_the_margin(small):
     label, d = truth(small)
     rows, embedding = np.arange(len(label)), embeddings_of(small)
     rule = Rule(pick="nearest", positives=2, margin=0.1)
-    own, block = open_corpus(small).split("train").class_ranges(rows), Block(row=rows, embedding=embedding)
+    own, block = Corpus.open(small).split("train").class_ranges(rows), Block(row=rows, embedding=embedding)
     positive = draw_positives(rule, rows, own)
     pairs = make_pairs(rule, block, own, positive, embedding[positive])
     triplets, _ = choose(rule, pairs, scan_nearest(rule, pairs, [block], 2))
@@ -321,7 +321,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_refused(small, small_run):
     step = job.graph.steps.EmbedShard(
         job.Job(
             round=Run(small_run).round(0), mining=options, packing=PackOptions(), checkpoint_digest="0" * 64,
-            corpus_fingerprint=open_corpus(small_run).fingerprint,
+            corpus_fingerprint=Corpus.open(small_run).fingerprint,
         )
     )  # fmt: skip
     step.setup()

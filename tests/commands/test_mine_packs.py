@@ -7,11 +7,11 @@ import pytest
 from conftest import copied, packs_of
 
 from pipeline import ingest, mine
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import load_checkpoint
+from pipeline.errors import InputError
 from pipeline.files import manifests
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Round, Run
 from pipeline.mining.manifest import TripletsManifest, open_triplets
 from pipeline.mining.options import MiningOptions
@@ -46,7 +46,7 @@ def job_of(run_dir, manifest):
 
 def truth(run_dir):
     """(labels, distances) of a run's train split, computed apart from the mining job's files."""
-    corpus, path = open_corpus(run_dir), Run(run_dir).round(0).checkpoint
+    corpus, path = Corpus.open(run_dir), Run(run_dir).round(0).checkpoint
     split = corpus.split("train")
     rows = np.arange(split.rows)
     embedding = Embedder(load_checkpoint(path), corpus.feature, path)(split.read(rows)).astype(np.float64)
@@ -63,7 +63,7 @@ def test_each_row_is_written_once_with_far_classmates(spread):
     pairs = np.concatenate([pack["row"][np.stack([pack["anchor"], pack["positive"]])] for pack in packs], axis=1)
     classmates = (label[:, None] == label) & ~np.eye(len(label), dtype=bool)
     assert d[tuple(pairs)].mean() > d[classmates].mean() + d[classmates].std() / 4
-    manifest = open_triplets(Run(spread).round(0), open_corpus(spread))
+    manifest = open_triplets(Run(spread).round(0), Corpus.open(spread))
     assert manifest.rows == len(rows) and manifest.packing.packs == "spread"
     assert manifest.skipped["corpus"] == {"anchors_without_positive": 0, "rows_in_packs_of_one_class": 0}
 
@@ -147,7 +147,7 @@ def test_what_does_nothing_is_refused(small, capsys):
 def test_a_step_that_comes_too_early_is_refused(small):
     job = Job(
         round=Round(small, 0), mining=MiningOptions(), packing=PackOptions(packs="spread"),
-        corpus_fingerprint=open_corpus(small).fingerprint, checkpoint_digest="any",
+        corpus_fingerprint=Corpus.open(small).fingerprint, checkpoint_digest="any",
     )  # fmt: skip
     step = GroupRows(job)
     step.setup()

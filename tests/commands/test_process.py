@@ -13,9 +13,9 @@ import pytest
 from conftest import copied
 
 from pipeline import mine
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
-from pipeline.files.errors import InputError, Locked
+from pipeline.errors import InputError, Locked
 from pipeline.files.layout import Run
 from pipeline.mining import job
 from pipeline.mining.manifest import open_triplets
@@ -70,7 +70,7 @@ def test_help_fits_a_screen_and_needs_no_tensorflow_even_beside_a_users_own_modu
 
 ENDS = """
 import sys
-from pipeline.files.errors import InputError, Locked, WrongOption
+from pipeline.errors import InputError, Locked, WrongOption
 from pipeline.process import commands
 def main(argv):
     if argv == ["done"]:
@@ -163,7 +163,7 @@ def test_a_miner_that_is_stopped_goes_on_to_the_same_triplets(small_run, small_m
 
 def results(run_dir, rounds, trained=False):
     """Digests of so many rounds' triplets, and of the checkpoints after them."""
-    found, corpus = [], open_corpus(run_dir)
+    found, corpus = [], Corpus.open(run_dir)
     for number in range(rounds):
         round = Run(run_dir).round(number)
         found.append(open_triplets(round, corpus).triplet_digest)
@@ -184,7 +184,7 @@ while not Run(Path(sys.argv[1])).round(2).manifest.exists():
 TRAINER = """
 import sys, time
 from pathlib import Path
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from trainer import train
 while not Run(Path(sys.argv[1])).round(3).checkpoint.exists():
@@ -196,6 +196,7 @@ while not Run(Path(sys.argv[1])).round(3).checkpoint.exists():
 """
 
 
+@pytest.mark.slow
 def test_a_miner_and_a_trainer_side_by_side_end_as_one_after_the_other(small, tmp_path):
     calm, shared = copied(small, tmp_path / "calm"), copied(small, tmp_path / "shared")
     for _ in range(3):

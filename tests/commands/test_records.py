@@ -10,9 +10,9 @@ import pytest
 from conftest import copied, packs_of
 
 from pipeline import records
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.errors import InputError
 from pipeline.files import tfrecords
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 
 
@@ -78,7 +78,7 @@ def test_a_changed_manifest_is_refused(small_run):
     manifest["splits"]["train"]["labels"][0] = "other"
     path.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="changed by hand"):
-        open_corpus(small_run)
+        Corpus.open(small_run)
 
 
 READER = """

@@ -14,7 +14,7 @@ import pytest
 from conftest import MARKUP, copied, packs_of
 
 from pipeline import ingest, mine, report
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.files import storage
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import TripletsManifest, read_manifest
@@ -56,7 +56,7 @@ def round_page(run_dir):
 
 
 def manifest_of(run_dir) -> TripletsManifest:
-    return read_manifest(Run(run_dir).round(0), open_corpus(run_dir))
+    return read_manifest(Run(run_dir).round(0), Corpus.open(run_dir))
 
 
 def suspected(run_dir):

@@ -13,10 +13,10 @@ from interrupted import QUICK, at_messages, outcome, stops
 from logged import scalars
 
 from pipeline import rounds
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.errors import InputError
 from pipeline.files import manifests
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import TripletsManifest, open_triplets
 from pipeline.reporting.results import Best, Epoch, Evaluation, Metrics
@@ -53,7 +53,7 @@ def metrics_of(run_dir, number):
 
 
 def test_each_round_is_mined_with_the_checkpoint_that_the_last_one_trained(two_rounds, quick):
-    corpus, run, recipe = open_corpus(two_rounds), Run(two_rounds), read_recipe(quick)
+    corpus, run, recipe = Corpus.open(two_rounds), Run(two_rounds), read_recipe(quick)
     digests = [checkpoint_digest(load_checkpoint(run.round(number).checkpoint)) for number in range(3)]
     assert len(set(digests)) == 3 and not run.round(2).manifest.exists() and not run.round(3).path.exists()
     for number in (0, 1):

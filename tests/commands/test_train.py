@@ -12,10 +12,10 @@ from interrupted import ctrl_c_at
 from logged import scalars
 
 from pipeline import mine
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.errors import InputError
 from pipeline.files import manifests
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets
 from pipeline.reporting.results import Metrics
@@ -54,7 +54,7 @@ def outcome(run_dir, number=0):
 def test_a_round_is_trained_once_and_tells_what_came_of_it(run, capsys):
     assert train.main(["--run_dir", str(run), "--epochs", "2", "--json"]) == 0
     told, metrics, round = json.loads(capsys.readouterr().out), metrics_of(run), Run(run).round(0)
-    manifest = open_triplets(round, open_corpus(run))
+    manifest = open_triplets(round, Corpus.open(run))
     assert told["checkpoint"] == str(round.next.checkpoint) and told["metrics"]["steps"] == metrics.steps
     assert metrics.steps == metrics.total_steps == 2 * manifest.packs and metrics.image_passes == 2 * manifest.rows
     assert metrics.options == msgspec.to_builtins(TrainOptions(epochs=2)) and metrics.margin == 0.2

@@ -9,9 +9,9 @@ import pytest
 from conftest import copied
 from interrupted import ctrl_c_at
 
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from trainer import init, warmup
 from trainer.options import WarmupOptions
@@ -29,7 +29,7 @@ def test_as_many_passes_as_asked_and_the_loss_falls(small_run, capsys):
     before = checkpoint_digest(load_checkpoint(Run(small_run).round(0).checkpoint))
     assert warmup.main(["--run_dir", str(small_run), "--epochs", "4", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["steps"] == 4 * math.ceil(open_corpus(small_run).split("train").rows / 40)
+    assert told["steps"] == 4 * math.ceil(Corpus.open(small_run).split("train").rows / 40)
     assert told["last_loss"] < told["first_loss"]
     found = outcome(small_run)
     assert found[0] == told["digest"] != before

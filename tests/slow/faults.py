@@ -29,9 +29,10 @@ import google_crc32c
 import numpy as np
 from PIL import Image
 
-from pipeline.corpus.corpus import SPLITS, open_corpus
+from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import SPLITS
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets
 
@@ -128,7 +129,7 @@ def outcome(run: Path, step: str) -> str:
 def check_readable(run: Path) -> None:
     """What has a manifest is whole, whatever was killed: raises InputError if not."""
     if Run(run).corpus_manifest.exists():
-        corpus = open_corpus(run)
+        corpus = Corpus.open(run)
         for name in SPLITS:
             corpus.split(name).check()
         if Run(run).round(0).manifest.exists():

@@ -14,7 +14,7 @@ from conftest import command
 from corpora import NO_HOLD_OUT, make
 
 from pipeline import mine
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets
 from trainer import warmup
@@ -43,7 +43,7 @@ def corpus(tmp_path_factory):
 
 
 def digest_of(run_dir):
-    manifest = open_triplets(Run(run_dir).round(0), open_corpus(run_dir))
+    manifest = open_triplets(Run(run_dir).round(0), Corpus.open(run_dir))
     assert len(manifest.shards) == 3
     return manifest.triplet_digest
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from conftest import command, copied
 
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets
 from trainer import train
@@ -39,7 +39,7 @@ def expected(mined, tmp_path_factory):
     run_dir = copied(mined, tmp_path_factory.mktemp("trained"))
     assert train.main(["--run_dir", str(run_dir)]) == 0
     metrics = json.loads(Run(run_dir).round(0).metrics.read_text())
-    triplets = open_triplets(Run(run_dir).round(0), open_corpus(run_dir)).triplet_digest
+    triplets = open_triplets(Run(run_dir).round(0), Corpus.open(run_dir)).triplet_digest
     return triplets, metrics["next_checkpoint_digest"]
 
 

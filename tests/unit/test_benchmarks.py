@@ -9,7 +9,7 @@ import pytest
 from benchmarks import peers, publish, quality, selection
 from benchmarks.runs import IN_PROCESS
 from benchmarks.table import Row
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.files.layout import Run
 from pipeline.mining.job import mine
 from pipeline.mining.manifest import open_triplets, read_packs
@@ -63,7 +63,7 @@ def test_the_control_has_no_corpus_triplets_and_trains(fresh_run, even):
     recipe = read_recipe("best")
     before = mine(fresh_run, recipe.mining, recipe.packing, IN_PROCESS)
     quality.random_packs(fresh_run, 0, seed=0, even=even)
-    after = open_triplets(Run(fresh_run).round(0), open_corpus(fresh_run))
+    after = open_triplets(Run(fresh_run).round(0), Corpus.open(fresh_run))
     assert abs(after.rows - before.rows) <= 32 and after.triplet_digest != before.triplet_digest
     found = list(read_packs(fresh_run))
     assert sum(len(pack["anchor"]) for pack in found) == after.triplets > 0

@@ -5,14 +5,13 @@ import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.decoding import decode_records
-from pipeline.files.errors import InputError
-from pipeline.triplets.rows import to_grid
+from pipeline.errors import InputError
 
 BLOCK = 256
 
 
 def pixels(corpus: Corpus, split: Split) -> np.ndarray:
-    """float32 [rows, values], the payload of images or vectors, L2-normalised, on the grid."""
+    """float32 [rows, values], the payload of images or vectors, L2-normalised."""
     feature = corpus.feature
     if feature.kind == "text":
         raise InputError(f"{corpus.directory} holds texts; --pixels compares images and vectors")
@@ -25,4 +24,4 @@ def pixels(corpus: Corpus, split: Split) -> np.ndarray:
         for part in np.split(rows, rows[BLOCK::BLOCK])
     ]
     flat = np.concatenate(values).reshape(len(rows), -1)
-    return to_grid(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12))
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)

@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.errors import InputError
 from pipeline.files import manifests
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
+from pipeline.files.storage import location
 from pipeline.reporting.results import Evaluation, Measures
+from pipeline.triplets.arrays import normalised
+from pipeline.triplets.rows import to_grid
 from trainer.measures.baselines import pixels
 from trainer.measures.retrieval import RECALL_AT, retrieval
 from trainer.measures.verification import deal_rows, verification
@@ -70,14 +74,47 @@ def measure(embeddings: np.ndarray, label: np.ndarray, retrieval_only: bool = Fa
     return found
 
 
+def evaluate_embeddings(embeddings: Any, labels: Any, *, retrieval_only: bool = True, nmi: bool = False) -> Measures:
+    """How good any encoder's embeddings are: every row queries all others.
+
+    Args:
+      embeddings: numbers [n, dim], of NumPy, TensorFlow or PyTorch; L2-normalised here. labels: [n].
+      retrieval_only: False adds verification (are two rows of one class?) and a linear probe.
+      nmi: adds normalised mutual information with k-means clusters.
+    Returns:
+      recall_at_1, recall_at_5, recall_at_10, r_precision, map_at_r, mean_distance, queries, and what else was asked
+      for. Definitions: docs/definitions.md.
+    Raises:
+      InputError: for shapes that do not fit, rows that are zero or not finite, or if no class has two rows.
+
+    >>> evaluate_embeddings([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], ["a", "a", "b", "b"])["map_at_r"]
+    1.0
+    """
+    vectors, (_, code) = normalised(embeddings), np.unique(np.asarray(labels), return_inverse=True)
+    if code.shape != vectors.shape[:1]:
+        raise InputError(f"expected embeddings [n, dim] and labels [n]; found {vectors.shape}, {code.shape}")
+    return measure(to_grid(vectors), code, retrieval_only, nmi)
+
+
 def evaluate_rounds(
-    run_dir: Path, numbers: tuple[int, ...] = (), split_name: str = "eval", with_pixels: bool = False, **which: bool
+    run_dir: Path | str,
+    numbers: tuple[int, ...] = (),
+    split_name: str = "eval",
+    with_pixels: bool = False,
+    **which: bool,
 ) -> Evaluated:
     """Evaluates rounds' checkpoints, the newest if none is named; each result is written into its round's folder.
 
-    which: see `measure`.
+    Args:
+      numbers: of the rounds.
+      split_name: `train`, `validation` or `eval`.
+      with_pixels: also the payload itself.
+      which: see `measure`.
+    Raises:
+      InputError: if a round has no checkpoint, or if the split is empty.
     """
-    run, corpus = Run(run_dir), open_corpus(run_dir)
+    run_dir = location(run_dir)
+    run, corpus = Run(run_dir), Corpus.open(run_dir)
     split, newest = corpus.split(split_name), run.newest_checkpoint()
     if not split.rows:
         raise InputError(f"{corpus.directory} has an empty {split_name} split; ingest with a share for it")

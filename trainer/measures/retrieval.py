@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.corpus.corpus import Split
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 RECALL_AT = (1, 5, 10)
 BLOCK = 256
@@ -18,7 +18,7 @@ def retrieval(embeddings: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """Every row queries all others.
 
     Args:
-      embeddings: float32 [n, dim], L2-normalised, on the grid (so that similarities are exact).
+      embeddings: float32 [n, dim], L2-normalised. Similarities of those on the grid are exact.
       label: int64 [n].
     Returns:
       recall_at_k: share of queries with a row of their label among the k nearest. r_precision, map_at_r: of the R
@@ -37,7 +37,7 @@ def retrieval(embeddings: np.ndarray, label: np.ndarray) -> dict[str, float]:
         similarity = (embeddings[start : start + BLOCK] @ embeddings.T).astype(np.float64)
         rows = np.arange(start, start + len(similarity))
         # One whole number orders by similarity, ties to the lower row; the query itself comes last.
-        key = (similarity * 2.0**22).astype(np.int64) * 2**32 - np.arange(n)
+        key = (similarity * 2.0**30).astype(np.int64) * 2**32 - np.arange(n)
         key[np.arange(len(rows)), rows] = -np.iinfo(np.int64).max
         top = np.argpartition(-key, depth - 1, axis=1)[:, :depth]
         top = np.take_along_axis(top, np.argsort(-np.take_along_axis(key, top, axis=1), axis=1), axis=1)

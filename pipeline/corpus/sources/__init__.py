@@ -7,7 +7,7 @@ import difflib
 import importlib
 
 from pipeline.corpus.sources.source import Source
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 SOURCES = {  # what is given to --source, up to the colon the name of a module here; what it reads
     "digits": "scikit-learn's 1,797 digits",

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.corpus.sources.fields import choose_fields, make_example, open_tables
 from pipeline.corpus.sources.source import Example, Rejected, Source
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 PART_BYTES = 8 << 20
 

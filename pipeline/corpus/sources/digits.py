@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from pipeline.corpus.sources.encoding import encode_png
 from pipeline.corpus.sources.source import Example, Source
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 
 def open_source(argument: str) -> Source:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.corpus.sources.encoding import encode_png
 from pipeline.corpus.sources.source import PART_ROWS, Example, Source
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 
 def open_source(argument: str) -> Source:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.corpus.sources.encoding import image_shape
 from pipeline.corpus.sources.source import Example, Rejected, Source
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 PAYLOADS = {"path": "image", "image": "image", "text": "text", "vector": "vector"}  # a field, and its payload's kind
 KEYS = ("label", "id", "group")

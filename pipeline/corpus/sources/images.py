@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.corpus.sources.encoding import image_shape
 from pipeline.corpus.sources.source import Example, Rejected, Source
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 PART_FILES = 256

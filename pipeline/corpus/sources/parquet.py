@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus.sources.fields import choose_fields, make_example, open_tables
 from pipeline.corpus.sources.source import Example, Rejected, Source
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 BATCH_ROWS = 1024
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.files.manifests import sha256_of_json
+
 PART_ROWS = 4096
 
 
@@ -49,6 +51,13 @@ class Source:
     files: list[Path] | None
     parts: Callable[[], list[Any]]
     read: Callable[[Any], Iterator[Example | Rejected]]
+
+    def stamp(self) -> str | None:
+        """A digest of the names, sizes and times of its files; None where they do not tell of a change."""
+        if self.files is None:
+            return None
+        status = [(ascii(str(path)), path.stat()) for path in self.files]  # a name may be no UTF-8
+        return sha256_of_json([[name, of.st_size, of.st_mtime_ns] for name, of in status])
 
 
 def payload_sha256(payload: bytes | np.ndarray) -> bytes:

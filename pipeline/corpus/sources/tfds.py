@@ -9,7 +9,7 @@ from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from pipeline.corpus.sources.fields import choose_fields, kind_of, make_example, split_fields
 from pipeline.corpus.sources.source import PART_ROWS, Example, Rejected, Source
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 
 def open_source(argument: str) -> Source:

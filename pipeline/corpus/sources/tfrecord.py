@@ -9,8 +9,8 @@ from google.protobuf.message import DecodeError
 
 from pipeline.corpus.sources.fields import make_example, open_tables
 from pipeline.corpus.sources.source import Example, Rejected, Source
+from pipeline.errors import InputError
 from pipeline.files import tfrecords
-from pipeline.files.errors import InputError
 
 
 def open_source(argument: str) -> Source:

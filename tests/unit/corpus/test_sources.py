@@ -10,7 +10,7 @@ import pytest
 from corpora import read_source, write_csv, write_images
 
 from pipeline.corpus.sources import SOURCES, arrays, open_source
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 
 def test_every_source_that_is_listed_has_its_module():

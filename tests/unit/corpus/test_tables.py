@@ -14,8 +14,8 @@ from corpora import png, read_source, write_csv
 
 from pipeline.corpus.sources import csv as csv_source
 from pipeline.corpus.sources import open_source
+from pipeline.errors import InputError
 from pipeline.files import tfrecords
-from pipeline.files.errors import InputError
 
 DATA = Path(__file__).parents[2] / "data"
 

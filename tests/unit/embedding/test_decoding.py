@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.corpus.corpus import Feature
+from pipeline.corpus.manifest import Feature
 from pipeline.embedding.decoding import decode, decode_records, input_spec
 from pipeline.files.tfrecords import make_example
 

@@ -6,7 +6,7 @@ import pytest
 from handmade import write_corpus
 
 from pipeline.embedding.embedder import BATCH, Embedder
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.triplets.rows import GRID, to_grid
 
 ROWS = 2 * BATCH + 7

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 
 
 def network(seed=0, **options):

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import pytest
 
-from pipeline.corpus.corpus import CorpusShard
+from pipeline.corpus.manifest import CorpusShard
+from pipeline.errors import InputError
 from pipeline.files import manifests, storage
-from pipeline.files.errors import InputError
 from pipeline.files.manifests import Shard
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.errors import InputError
 from pipeline.files import storage
-from pipeline.files.errors import InputError
 
 DEAD = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
 DEAD_PROCESS = int(DEAD.stdout)

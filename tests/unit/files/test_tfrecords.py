@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline.errors import InputError
 from pipeline.files import tfrecords
-from pipeline.files.errors import InputError
 
 RECORDS = [b"one", b"", b"three" * 100]
 

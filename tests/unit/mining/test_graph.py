@@ -15,8 +15,8 @@ from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2 as proto
 from handmade import write_corpus, write_embeddings
 
+from pipeline.errors import InputError
 from pipeline.files import manifests
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Round, Run
 from pipeline.files.manifests import Shard
 from pipeline.mining import graph

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 import pytest
 
-from pipeline.files.errors import InputError, WrongOption
+from pipeline.errors import InputError, WrongOption
 from pipeline.process.beam import beam_options, run
 
 

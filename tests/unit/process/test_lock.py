@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from pipeline.errors import Locked
 from pipeline.files import storage
-from pipeline.files.errors import Locked
 from pipeline.process import lock
 
 HOLD = "import os, sys; from pathlib import Path; from pipeline.process import lock\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.process.options import Common, Inline, names, parse, parse_with_beam, unknown
 
 

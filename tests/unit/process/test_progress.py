@@ -18,8 +18,16 @@ def test_without_a_terminal_there_are_lines_when_something_went_on(caplog):
     assert [record.getMessage() for record in caplog.records] == ["embed: 500 of 1,000 rows"]
 
 
-def test_on_a_terminal_there_are_bars(monkeypatch, capsys):
+def test_without_a_command_that_shows_our_log_there_is_nothing(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as rich is told of a terminal
+    with live(Stage(name="scan", unit="work items", total=3, done=lambda: 2)):
+        time.sleep(0.3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_there_are_bars(monkeypatch, capsys, caplog):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as rich is told of a terminal
+    caplog.set_level("INFO", "triplet-miner")
     asked = []
     with live(Stage(name="scan", unit="work items", total=3, done=lambda: asked.append(1) or 2)):
         while len(asked) < 2:

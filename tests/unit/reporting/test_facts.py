@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from handmade import write_corpus, write_round
 
+from pipeline.errors import InputError
 from pipeline.files import manifests
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Round
 from pipeline.packs.packs import PackOptions
 from pipeline.reporting.facts import facts_of

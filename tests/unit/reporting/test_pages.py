@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from handmade import write_corpus, write_embeddings, write_round
 
+from pipeline.errors import InputError
 from pipeline.files import manifests
-from pipeline.files.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import Stats
 from pipeline.mining.options import MiningOptions

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from handmade import write_corpus, write_round
 
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.files.layout import Round
 from pipeline.reporting.sample import READ_ROWS, Sample, closest, drawn, packs_to_read, read_sample
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from handmade import write_corpus, write_embeddings
 
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.reporting.neighbours import NEAR, NEIGHBOURS, nearest_others
 from pipeline.reporting.sample import Pairs, classes_of
 from pipeline.reporting.suspects import UNCHECKED, suspects, with_conflicts
@@ -86,7 +86,7 @@ def test_a_class_of_few_rows_says_too_little(tmp_path):
 
 def test_without_embeddings_it_is_the_negatives_of_most_anchors(tmp_path):
     write_corpus(tmp_path, [f"class {n // 60}" for n in range(180)], np.eye(180, dtype=np.float32), shard_rows=90)
-    split = open_corpus(tmp_path).split("train")
+    split = Corpus.open(tmp_path).split("train")
     # Row 60 is the negative of three anchors of class 0 and of four of class 2; row 7 of two, one of them twice.
     anchor = np.array([0, 1, 2, 120, 121, 122, 123, 61, 62, 61, *range(10, 50), *range(60, 110)])
     negative = np.array([60] * 7 + [7] * 3 + [*range(130, 170), *range(110, 160)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.corpus.corpus import Feature
+from pipeline.corpus.manifest import Feature
 from pipeline.reporting import templating
 from pipeline.reporting.templating import breakable, metric, metrics_of, number, seconds, size, words
 

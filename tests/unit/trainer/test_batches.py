@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.corpus.corpus import Corpus, Split, open_corpus
+from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.decoding import decode
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets, read_packs
 from trainer.batches import class_batches, triplet_batches, usable_classes
@@ -24,14 +24,14 @@ def packs(small_mined):
 @pytest.fixture(scope="module")
 def images(small_mined, packs):
     """What a network takes of each row, by row."""
-    feature, found = open_corpus(small_mined).feature, {}
+    feature, found = Corpus.open(small_mined).feature, {}
     for pack in packs:
         found |= zip(pack["row"].tolist(), decode(feature, tf.constant(pack["image"]), SHAPE).numpy(), strict=True)
     return found
 
 
 def test_no_autotuning_thread_is_waited_for_at_the_end_of_an_epoch(small_mined):
-    round, corpus = Run(small_mined).round(0), open_corpus(small_mined)
+    round, corpus = Run(small_mined).round(0), Corpus.open(small_mined)
     of_packs = triplet_batches(round.triplets, open_triplets(round, corpus), SHAPE, 128, seed=0)
     assert of_packs.options().autotune.enabled is False
     assert class_batches(corpus, SHAPE, 2, 2, 1, seed=0).options().autotune.enabled is False
@@ -39,7 +39,7 @@ def test_no_autotuning_thread_is_waited_for_at_the_end_of_an_epoch(small_mined):
 
 @pytest.mark.parametrize("batch_rows", [128, 300])
 def test_batches_hold_every_pack_once_in_an_order_drawn_by_the_seed(small_mined, packs, images, batch_rows):
-    round, corpus = Run(small_mined).round(0), open_corpus(small_mined)
+    round, corpus = Run(small_mined).round(0), Corpus.open(small_mined)
     manifest = open_triplets(round, corpus)
 
     def read(seed, first_batch=0):
@@ -71,7 +71,7 @@ def in_batch(corpus: Corpus, classes: int, rows: int, steps: int, seed: int = 7,
 
 
 def test_in_batch_batches_are_p_by_k_seeded_and_can_begin_later(small):
-    corpus = open_corpus(small)
+    corpus = Corpus.open(small)
     once = in_batch(corpus, 5, 4, steps=6)
     for inputs, label in once:
         assert inputs.shape == (20, *SHAPE)
@@ -85,7 +85,7 @@ def test_in_batch_batches_are_p_by_k_seeded_and_can_begin_later(small):
 
 
 def test_in_batch_no_class_and_no_row_comes_again_before_all_have(small):
-    corpus = open_corpus(small)
+    corpus = Corpus.open(small)
     smallest = int(np.diff(corpus.split("train").first_rows).min())
     batches = in_batch(corpus, 4, 4, steps=10 * (smallest // 4) // 4)
     labels = np.concatenate([label[::4] for _, label in batches])
@@ -104,7 +104,7 @@ def with_classes(corpus: Corpus, sizes: list[int]) -> Corpus:
 
 
 def test_a_class_with_fewer_rows_than_a_batch_takes_gives_each_as_often(small):
-    corpus = with_classes(open_corpus(small), [3, 3, 1])
+    corpus = with_classes(Corpus.open(small), [3, 3, 1])
     split: Split = corpus.split("train")
     assert usable_classes(corpus).tolist() == [0, 1]
     payload = {example["image"][0]: row for row, example in enumerate(split.examples(np.arange(6)))}
@@ -116,7 +116,7 @@ def test_a_class_with_fewer_rows_than_a_batch_takes_gives_each_as_often(small):
 
 def test_what_is_left_of_a_deck_does_not_come_together_in_the_next(small):
     """Of 10 classes 4 are dealt at a time: the two that two batches leave are not always in one batch again."""
-    labels = [label[::2] for _, label in in_batch(open_corpus(small), 4, 2, steps=250)]
+    labels = [label[::2] for _, label in in_batch(Corpus.open(small), 4, 2, steps=250)]
     together = 0
     for first in range(0, 250, 5):
         left = set(range(10)) - {*labels[first], *labels[first + 1]}
@@ -127,4 +127,4 @@ def test_what_is_left_of_a_deck_does_not_come_together_in_the_next(small):
 
 def test_too_few_classes_are_refused(small):
     with pytest.raises(InputError, match="1 of the classes to train on have two rows or more, triplets need two"):
-        usable_classes(with_classes(open_corpus(small), [3, 1, 1]))
+        usable_classes(with_classes(Corpus.open(small), [3, 1, 1]))

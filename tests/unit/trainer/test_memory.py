@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.corpus.corpus import Split, open_corpus
+from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.store import EmbeddingStore
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets
 from pipeline.triplets.rows import Block
@@ -82,7 +82,7 @@ def test_a_draw_has_classmates_for_every_row_is_seeded_and_otherwise_uniform():
 
 @pytest.mark.parametrize("most", [10_000, 100])
 def test_batches_come_with_what_they_are_compared_with_and_renew_it(small_mined, most):
-    round, corpus = Run(small_mined).round(0), open_corpus(small_mined)
+    round, corpus = Run(small_mined).round(0), Corpus.open(small_mined)
     manifest = open_triplets(round, corpus)
     store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
     memory, mined = Memory(store, most, 0), store.embeddings(np.arange(store.split.rows))
@@ -103,7 +103,7 @@ def test_batches_come_with_what_they_are_compared_with_and_renew_it(small_mined,
 
 
 def test_embeddings_that_are_gone_or_altered_are_named(small_mined, tmp_path):
-    store = EmbeddingStore(Run(tmp_path).round(0), open_corpus(small_mined), "of a checkpoint")
+    store = EmbeddingStore(Run(tmp_path).round(0), Corpus.open(small_mined), "of a checkpoint")
     for shard in range(len(store.split.shards)):
         store.write(shard, np.ones((store.split.shards[shard].records, 2), np.float32))
     assert Memory(store, 100, 0).embedding.shape == (store.split.rows, 2)

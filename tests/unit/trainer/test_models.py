@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.corpus.corpus import Feature
+from pipeline.corpus.manifest import Feature
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from trainer import models
 
 TEXTS = tf.data.Dataset.from_tensor_slices(["one two", "two three", "a\u2028b \x85 c\x1cd", "a", "b"]).batch(2)

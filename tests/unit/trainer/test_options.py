@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from pipeline.mining.options import MiningOptions
 from trainer.loop import Schedule, Totals
 from trainer.options import TrainOptions, WarmupOptions

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.files.errors import InputError
+from pipeline.errors import InputError
 from trainer.measures.retrieval import RECALL_AT, retrieval
 
 

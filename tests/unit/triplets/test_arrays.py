@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import mine
-from pipeline.corpus.corpus import open_corpus
+from pipeline.corpus.corpus import Corpus
 from pipeline.mining.manifest import read_packs
 from pipeline.triplets.arrays import mine_triplets
 
@@ -20,7 +20,7 @@ def test_arrays_in_memory_give_the_triplets_of_the_run_directory(fresh_run, pick
         tuple(int(pack["row"][pack[side][0]]) for side in ("anchor", "positive", "negative"))
         for pack in read_packs(fresh_run)
     }
-    split = open_corpus(fresh_run).split("train")
+    split = Corpus.open(fresh_run).split("train")
     [path] = fresh_run.glob("rounds/0000/embeddings/*/*.npy")
     rule = {"kind": {"semi-hard": 1, "hard": 1}, "pick": pick, "positives": 2}
     # Labels whose order is not that of the rows, and rows that are no longer normalised.

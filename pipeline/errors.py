@@ -1,7 +1,7 @@
 """What a user gave wrongly, and who else is at work; each with the exit code of a command that it ends."""
 
 
-class InputError(Exception):
+class InputError(ValueError):
     """Something a user gave is wrong. The message says what was found, where, and what to do."""
 
     exit_code = 4

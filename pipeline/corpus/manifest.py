@@ -1,0 +1,98 @@
+"""corpus.json: what a corpus holds, and what it was made from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.files import manifests
+from pipeline.files.layout import Run
+from pipeline.files.manifests import Shard, check_name, sha256_of_json
+
+SPLITS = ("train", "validation", "eval")
+INDEX = np.dtype([("offset", "<i8"), ("length", "<i8"), ("content", "<i8"), ("group", "<i8")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """The payload. kind: image, text or vector, which is the feature's name in an Example too.
+
+    shape: (height, width, channels) with None for sizes that differ, () of a text, (dim,). dtype: of what is stored,
+    decoded: uint8, string or float32.
+    """
+
+    kind: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusShard(Shard):
+    """A shard, and its index: INDEX [records]."""
+
+    index: str
+    index_bytes: int
+    index_sha256: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitManifest:
+    """labels: the classes. first_rows: classes + 1 numbers, class c holds rows first_rows[c] to first_rows[c + 1] - 1.
+
+    copies: rows whose payload an earlier row has; label_conflicts: those under another label than that row.
+    """
+
+    rows: int
+    labels: list[str]
+    first_rows: list[int]
+    copies: int
+    label_conflicts: int
+    shards: list[CorpusShard]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRule:
+    """by: `class` (held-out classes are unseen) or `example`."""
+
+    by: str
+    seed: int
+    validation_share: float
+    eval_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusManifest:
+    """corpus.json. source_stamp: of the source's files, see `pipeline.ingest`; rejected: how many examples were."""
+
+    FORMAT: ClassVar[str] = "triplet-miner-corpus/1"
+    source: str
+    source_stamp: str | None
+    features: dict[str, Feature]
+    grouped: bool
+    split_rule: SplitRule
+    rejected: int
+    splits: dict[str, SplitManifest]
+    fingerprint: str = ""
+
+    def computed_fingerprint(self) -> str:
+        """SHA-256 over what the corpus holds; not over where it came from, nor over its own name."""
+        told = msgspec.to_builtins(self)
+        held = {name: told[name] for name in ("features", "grouped", "splits", "split_rule")}
+        return sha256_of_json({"format": self.FORMAT, **held})
+
+
+def read_corpus_manifest(run_dir: Path) -> CorpusManifest:
+    path = Run(run_dir).corpus_manifest
+    if not path.exists():
+        raise InputError(f"{path} is missing. Make it: python -m pipeline.ingest --run_dir {run_dir} --source ...")
+    manifest = manifests.read(path, CorpusManifest)
+    if manifest.fingerprint != manifest.computed_fingerprint():
+        raise InputError(f"{path} was changed by hand: its fingerprint does not fit. Ingest into a new --run_dir.")
+    return manifest

@@ -1,0 +1,52 @@
+"""What mining a round came to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.files.layout import Run
+from pipeline.mining.manifest import TripletsManifest
+from pipeline.packs.write import SCOPES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mined:
+    """A mined round. already: nothing was to do. Its text is a summary."""
+
+    run_dir: str
+    round: int
+    already: bool
+    triplets: int
+    packs: int
+    rows: int
+    counts: dict[str, dict[str, int]]
+    skipped: dict[str, dict[str, int]]
+    guarded: dict[str, int]
+    triplet_digest: str
+    seconds: float
+
+    @classmethod
+    def of(
+        cls, run_dir: Path, manifest: TripletsManifest, seconds: float = 0.0, already: bool = False
+    ) -> "Mined":
+        names = ("round", "triplets", "packs", "rows", "counts", "skipped", "guarded", "triplet_digest")
+        told = {name: getattr(manifest, name) for name in names}
+        return cls(run_dir=str(run_dir), already=already, seconds=seconds, **told)
+
+    def __str__(self) -> str:
+        lines = [f"round {self.round} is mined already; nothing to do"] if self.already else []
+        size = f"{self.packs:,} packs of {self.rows:,} rows"
+        took = "" if self.already else f", {self.seconds:.1f} s"
+        lines.append(f"round {self.round}: {self.triplets:,} triplets in {size}{took}")
+        for scope in SCOPES:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in self.counts[scope].items() if n)
+            lines.append(
+                f"  {'over the whole corpus' if scope == 'corpus' else 'inside the packs':<22}{kinds or 'none'}"
+            )
+        skipped = {**self.skipped["corpus"], **self.skipped["pack"]}
+        reasons = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in skipped.items() if n)
+        lines.append(f"  {'skipped':<22}{reasons or 'none'}")
+        if any(self.guarded.values()):
+            lines.append(f"  {'guards acted on':<22}{sum(self.guarded.values()):,} pairs")
+        lines.append(f"  in {Run(Path(self.run_dir)).round(self.round).triplets}")
+        lines.append(f"  next: python -m trainer.train --run_dir {self.run_dir}")
+        return "\n".join(lines)

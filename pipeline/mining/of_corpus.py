@@ -1,0 +1,117 @@
+"""Mining a corpus from Python: with a model in memory, a checkpoint, or embeddings of another encoder."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.corpus.corpus import Corpus
+from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.store import EmbeddingStore
+from pipeline.errors import InputError
+from pipeline.files import manifests, storage
+from pipeline.files.layout import Round, Run
+from pipeline.mining.job import mine_round
+from pipeline.mining.manifest import TripletsManifest
+from pipeline.mining.mined import Mined
+from pipeline.mining.options import MiningOptions
+from pipeline.packs.packs import PackOptions
+from pipeline.process import lock
+from pipeline.process.beam import in_process
+from pipeline.triplets.arrays import kind_shares, normalised
+from pipeline.triplets.rows import to_grid
+
+
+def mine_corpus(
+    corpus: Corpus,
+    model: keras.Model | Path | str | None = None,
+    *,
+    embeddings: Any = None,
+    kind: str | Mapping[str, float] = "semi-hard",
+    beam_options: PipelineOptions | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> Mined:
+    """Mines a round of a corpus: writes triplets and packs into its run directory.
+
+    The same model again gives the round that it mined. Another one begins the next round.
+
+    Args:
+      model: a keras.Model, or the path of a .keras file.
+      embeddings: in place of a model: numbers [rows, dim] of the train split, in the order of `corpus.rows()`, of
+        NumPy, TensorFlow or PyTorch; L2-normalised here. Such a round has no checkpoint.
+      kind: as for `mine_triplets`.
+      beam_options: where the job runs; None runs it in this process.
+      threads: of a worker's scan; None for as many as it has cores.
+      options: fields of `pipeline.mining.options.MiningOptions` and of `pipeline.packs.packs.PackOptions`: margin,
+        pick, positives, anchors, pack_rows, ...
+    Raises:
+      InputError: if neither or both of model and embeddings are given, if they do not fit the corpus, or if the round
+        is mined already with other options.
+      TypeError: for an option that there is not.
+
+    >>> corpus = Corpus.open("runs/digits")                    # doctest: +SKIP
+    >>> mined = mine_corpus(corpus, model, margin=0.2)         # doctest: +SKIP
+    >>> mined.triplets, mined.round                            # doctest: +SKIP
+    (46232, 0)
+    """
+    if (model is None) == (embeddings is None):
+        raise InputError("mine_corpus takes either a model or embeddings")
+    of_packs = {field.name for field in fields(PackOptions)} & options.keys()
+    packing = PackOptions(**{name: options.pop(name) for name in of_packs})
+    mining = MiningOptions(negatives=kind_shares(kind), **options)
+    with lock.hold(corpus.run_dir, lock.MINER):
+        if model is None:
+            round, digest = _with_embeddings(corpus, embeddings)
+        else:
+            loaded = load_checkpoint(storage.location(model)) if isinstance(model, str | Path) else model
+            round, digest = _with_model(corpus, loaded)
+        return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
+
+
+def _with_model(corpus: Corpus, model: keras.Model) -> tuple[Round, str]:
+    """The round that a model mines, where its checkpoint is then, and the checkpoint's digest."""
+    digest = checkpoint_digest(model)
+    round = _round_of(Run(corpus.run_dir), digest)
+    if not round.checkpoint.exists():
+        storage.write_atomically(round.checkpoint, model.save)
+    return round, digest
+
+
+def _with_embeddings(corpus: Corpus, embeddings: Any) -> tuple[Round, str]:
+    """The round that embeddings mine, where they are then, and their digest."""
+    found, rows = normalised(embeddings), corpus.split("train").rows
+    if len(found) != rows:
+        raise InputError(
+            f"embeddings have {len(found)} rows, the train split of {corpus.run_dir} has {rows}. Embed corpus.rows()."
+        )
+    grid = to_grid(found)
+    digest = hashlib.sha256(grid.tobytes()).hexdigest()
+    round = _round_of(Run(corpus.run_dir), digest)
+    store = EmbeddingStore(round, corpus, digest)
+    for shard, part in enumerate(np.split(grid, store.split.shard_rows[1:-1])):
+        if not store.has(shard):
+            store.write(shard, part)
+    return round, digest
+
+
+def _round_of(run: Run, digest: str) -> Round:
+    """The newest mined round if it was mined with that; else the next, whose checkpoint must not be another."""
+    newest = run.newest_mined()
+    if newest is None:
+        round = run.round(0)
+    else:
+        held = manifests.read(newest.manifest, TripletsManifest).checkpoint_digest
+        round = newest if held == digest else newest.next
+    if round.checkpoint.exists() and checkpoint_digest(load_checkpoint(round.checkpoint)) != digest:
+        raise InputError(
+            f"{round.checkpoint} waits to be mined and is another than what was given. Give its path, remove it, or "
+            f"ingest into another run directory."
+        )
+    return round
+

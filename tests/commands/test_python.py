@@ -1,0 +1,171 @@
+"""The public functions, as a user of Python meets them: a corpus, a model of one's own, one's own training."""
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from pipeline import Corpus, InputError, mine_corpus, mine_triplets, read_packs
+from trainer import (
+    ActiveTripletLoss,
+    ContrastiveLoss,
+    MemoryLoss,
+    TripletLoss,
+    TripletSemiHardLoss,
+    evaluate_embeddings,
+    evaluate_rounds,
+    run_rounds,
+    train_newest,
+    triplet_dataset,
+)  # fmt: skip
+from trainer.measures.retrieval import retrieval
+
+
+def network(seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    x = keras.layers.Dense(16)(keras.layers.Dense(64, "relu")(x))
+    return keras.Model(inputs, keras.layers.UnitNormalization()(x))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    directory = tmp_path_factory.mktemp("python")
+    digits = load_digits()
+    images, labels = digits.images[:600].astype(np.uint8) * 15, digits.target[:600].astype(str)
+    np.savez(directory / "digits.npz", images=images, labels=labels)
+    return Corpus.ingest(f"arrays:{directory / 'digits.npz'}", str(directory / "run"), eval_share=0.3)
+
+
+def fresh(corpus: Corpus, tmp_path) -> Corpus:
+    return Corpus.ingest(corpus.manifest.source, tmp_path / "run", eval_share=0.3)
+
+
+def test_a_corpus_is_opened_as_it_was_ingested(corpus, capfd):
+    again = Corpus.ingest(corpus.manifest.source, corpus.run_dir, eval_share=0.3)
+    assert again.fingerprint == corpus.fingerprint == Corpus.open(str(corpus.run_dir)).fingerprint
+    rows = list(corpus.rows())
+    assert len(rows) == corpus.split("train").rows and set(rows[0]) == {"id", "label", "image"}
+    assert [row["label"] for row in rows] == sorted(row["label"] for row in rows)
+    with pytest.raises(InputError, match="already holds"):
+        Corpus.ingest("digits", corpus.run_dir)
+    with pytest.raises(ValueError, match="corpus.json is missing"):
+        Corpus.open(corpus.run_dir / "elsewhere")
+    assert capfd.readouterr().out == ""
+
+
+def test_rounds_of_a_model_that_is_trained_by_hand(corpus, tmp_path):
+    corpus, model = fresh(corpus, tmp_path), network()
+    mined = mine_corpus(corpus, model, margin=0.3, pick="nearest", pack_rows=64)
+    assert (mined.round, mined.already) == (0, False) and mined.triplets > 0
+    assert mine_corpus(corpus, model, margin=0.3, pick="nearest", pack_rows=64).already
+    with pytest.raises(InputError, match="mined already with margin 0.3, asked for 0.2"):
+        mine_corpus(corpus, model, pick="nearest", pack_rows=64)
+    dataset = triplet_dataset(mined, batch_size=64)
+    model.compile(keras.optimizers.Adam(3e-3), TripletLoss(margin=0.3))
+    losses = model.fit(dataset, epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    again = mine_corpus(corpus, model, margin=0.3)
+    assert again.round == 1 and not again.already
+    assert mine_corpus(corpus, tmp_path / "run/rounds/0001/checkpoint/model.keras", margin=0.3).already
+
+
+def test_a_dataset_holds_the_packs_and_the_loss_is_the_plain_one(corpus, tmp_path):
+    corpus, model = fresh(corpus, tmp_path), network()
+    mined = mine_corpus(corpus, model, kind={"semi-hard": 1, "hard": 1}, margin=0.3, pack_rows=64)
+    seen, distances = 0, []
+    for inputs, triplets in triplet_dataset(mined, batch_size=64):
+        seen += len(triplets)
+        x = model(inputs).numpy().astype(np.float64)
+        a, p, n = (x[triplets[:, side].numpy()] for side in range(3))
+        d_ap, d_an = ((a - p) ** 2).sum(1), ((a - n) ** 2).sum(1)
+        distances += list(np.maximum(0, 0.3 + d_ap - d_an))
+        assert abs(float(TripletLoss(0.3)(triplets, x)) - np.mean(np.maximum(0, 0.3 + d_ap - d_an))) < 1e-5
+    packs = list(read_packs(corpus.run_dir))
+    assert seen == mined.triplets == sum(len(pack["anchor"]) for pack in packs)
+    stored = np.concatenate([0.3 + pack["d_ap"] - pack["d_an"] for pack in packs])
+    np.testing.assert_allclose(np.sort(distances), np.sort(np.maximum(0, stored)), atol=5e-3)
+    with pytest.raises(InputError, match="nothing is mined"):
+        triplet_dataset(corpus.run_dir, round=7)
+
+
+def test_embeddings_of_another_encoder_give_what_its_model_gives(corpus, tmp_path):
+    corpus, model = fresh(corpus, tmp_path), network()
+    mined = mine_corpus(corpus, model, pack_rows=64)
+    images = np.stack([keras.ops.convert_to_numpy(image) for image, in _images(corpus)])
+    other = Corpus.ingest(corpus.manifest.source, tmp_path / "other", eval_share=0.3)
+    given = mine_corpus(other, embeddings=model(images), pack_rows=64)
+    assert given.triplet_digest == mined.triplet_digest and not (tmp_path / "other/rounds/0000/checkpoint").exists()
+    assert mine_corpus(other, embeddings=model(images).numpy(), pack_rows=64).already
+    assert mine_corpus(other, embeddings=images.reshape(len(images), -1), pack_rows=64).round == 1
+    for wrong, why in ((np.ones((5, 4)), "5 rows"), (images * np.nan, "expected embeddings"), (None, "either")):
+        with pytest.raises(InputError, match=why):
+            mine_corpus(other, embeddings=wrong)
+    with pytest.raises(TypeError, match="marge"):
+        mine_corpus(other, model, marge=1)
+
+
+def _images(corpus):
+    import tensorflow as tf
+
+    return ((tf.cast(tf.io.decode_png(row["image"]), tf.float32),) for row in corpus.rows())
+
+
+def test_a_checkpoint_that_waits_is_not_replaced(corpus, tmp_path):
+    corpus = fresh(corpus, tmp_path)
+    mine_corpus(corpus, network(), pack_rows=64)
+    trained = train_newest(corpus.run_dir)
+    with pytest.raises(InputError, match="waits to be mined"):
+        mine_corpus(corpus, network(seed=1))
+    assert mine_corpus(corpus, trained.checkpoint).round == 1
+
+
+def test_rounds_and_measures_return_values_and_print_nothing(corpus, tmp_path, capfd):
+    corpus = fresh(corpus, tmp_path)
+    done = run_rounds(str(corpus.run_dir), rounds=1, recipe="plain")
+    found = evaluate_rounds(str(corpus.run_dir), (0, 1), retrieval_only=True).measures
+    assert [line.round for line in done.rounds] == [0] and set(found) == {"round 0", "round 1"}
+    assert capfd.readouterr().out == ""
+
+
+def test_measures_of_any_embeddings_are_those_of_the_rows():
+    digits = load_digits()
+    found = evaluate_embeddings(digits.data[:300], digits.target[:300].astype(str), retrieval_only=False, nmi=True)
+    unit = digits.data[:300] / np.linalg.norm(digits.data[:300], axis=1, keepdims=True)
+    assert abs(found["map_at_r"] - retrieval(unit.astype(np.float32), digits.target[:300])["map_at_r"]) < 0.005
+    assert {"roc_auc", "linear_probe", "nmi", "recall_at_1"} <= set(found)
+    with pytest.raises(InputError, match="expected embeddings"):
+        evaluate_embeddings(digits.data[:300], digits.target[:299])
+
+
+def test_in_batch_losses_train_by_fit():
+    digits = load_digits()
+    images, labels = digits.images[:512, ..., None].astype(np.float32) * 15, digits.target[:512]
+    for loss in (TripletSemiHardLoss(margin=0.5), MemoryLoss(network()(images), labels)):
+        model = network(seed=2)
+        model.compile(keras.optimizers.Adam(3e-3), loss)
+        losses = model.fit(images, labels, batch_size=128, epochs=5, verbose=0).history["loss"]
+        assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("loss", [TripletLoss, ActiveTripletLoss, ContrastiveLoss, TripletSemiHardLoss])
+def test_losses_come_back_from_their_config(loss):
+    assert type(loss(margin=0.7)).from_config(loss(margin=0.7).get_config()).margin == 0.7
+
+
+def test_a_row_is_not_its_own_positive_in_a_memory():
+    memory, labels = np.eye(3, dtype=np.float32)[[0, 1, 2]], np.array([5, 5, 6])
+    near, own = np.array([[1.0, 0.0, 0.0]], np.float32), np.array([[5, 0]])
+    assert float(MemoryLoss(memory, labels)(own, near)) > float(MemoryLoss(memory, labels)(own[:, 0], near)) > 0
+
+
+def test_arrays_of_other_frameworks_and_missing_labels():
+    import tensorflow as tf
+
+    digits = load_digits()
+    data, labels = digits.data[:200], digits.target[:200]
+    found = mine_triplets(tf.constant(data), tf.constant(labels))
+    np.testing.assert_array_equal(found.negative, mine_triplets(data, labels).negative)
+    with pytest.raises(InputError, match=r"2 labels are None or NaN: rows \[0, 3\]"):
+        mine_triplets(data[:4], [None, "a", "b", float("nan")])
