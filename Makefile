@@ -17,23 +17,23 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
 	@echo; echo "  variables: RUN_DIR=$(RUN_DIR) SOURCE=$(SOURCE) ROUNDS=$(ROUNDS) ARGS='$(ARGS)' (ARGS go to the command)"
 
-.venv/installed: requirements.lock setup.py
+.venv/installed: requirements/default.lock setup.py
 	@echo "making .venv: about 1.3 GB of packages, a minute or more"
 	@$(PYTHON) -m venv .venv
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/default.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 setup: .venv/installed ## make .venv and install the locked packages into it
 
-lock: .venv/installed ## resolve setup.py's ranges again into requirements.lock
+lock: .venv/installed ## resolve setup.py's ranges again into requirements/default.lock
 	$(PY) -m pip install --quiet uv
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --no-emit-find-links --upgrade --extra test --extra web setup.py requirements.in -o requirements.lock
+	  --no-emit-find-links --upgrade --extra test --extra web setup.py requirements/build.in -o requirements/default.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --no-emit-find-links --extra test --extra web --extra bench setup.py requirements.in -c requirements.lock -o requirements-bench.lock
+	  --no-emit-find-links --extra test --extra web --extra bench setup.py requirements/build.in -c requirements/default.lock -o requirements/bench.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --no-emit-find-links --upgrade benchmarks/peers.in -o requirements-peers.lock
+	  --no-emit-find-links --upgrade requirements/peers.in -o requirements/peers.lock
 
 # Ingests if there is no corpus yet; a SOURCE that was asked for is compared with the corpus there is. Of ARGS, files of
 # Beam's options (@flink.args) go to it too.
@@ -135,8 +135,8 @@ lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-.venv/bench-installed: .venv/installed requirements-bench.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+.venv/bench-installed: .venv/installed requirements/bench.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.lock
 	@touch $@
 
 runs/fashion-mnist: # the IDX files from Debian's package, without installing it
@@ -152,10 +152,10 @@ bench-quality: .venv/bench-installed $(FASHION_MNIST) ## packs against in-batch 
 	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
 	@$(PY) -m benchmarks.quality --omniglot $(OMNIGLOT) --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
 
-.venv-peers/installed: requirements-peers.lock
+.venv-peers/installed: requirements/peers.lock
 	@echo "making .venv-peers: PyPI has torch for Linux on x86-64 only with CUDA, 6 GB on disk"
 	@$(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-peers.lock
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/peers.lock
 	@touch $@
 
 bench-peers: .venv/bench-installed .venv-peers/installed $(FASHION_MNIST) ## the miners of other libraries on the same embeddings

@@ -1,13 +1,33 @@
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 COMMANDS = ("ingest", "init", "warmup", "mine", "train", "rounds", "evaluate", "embed", "report", "records")
 
 setup(
     name="offline-triplet-miner",
-    version="0.1.0",
-    description="Hard and semi-hard triplets, mined exactly over the whole corpus, for TensorFlow",
+    version="0.2.0",
+    description="Hard and semi-hard triplets, mined exactly over the whole corpus, for TensorFlow and Keras",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["triplet loss", "hard negative mining", "metric learning", "embeddings", "tensorflow", "apache beam"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["pipeline*", "trainer*"]),
-    package_data={"pipeline.reporting": ["templates/*"], "trainer": ["recipes/*.toml"]},
+    package_data={
+        "pipeline": ["py.typed"], "pipeline.reporting": ["templates/*"], "trainer": ["py.typed", "recipes/*.toml"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "apache-beam>=2.73,<3",

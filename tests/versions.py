@@ -23,7 +23,7 @@ ENVIRONMENTS = {  # which versions of those in the ranges, and constraints
     "lowest": ("lowest-direct", ""),
     "keras-3.12": ("highest", "keras==3.12.*"),
     "keras-3.13": ("highest", "keras==3.13.*"),
-    "locked": ("highest", (ROOT / "requirements.lock").read_text()),
+    "locked": ("highest", (ROOT / "requirements" / "default.lock").read_text()),
 }
 LOOP = (
     "pipeline.ingest --source digits", "trainer.init", "pipeline.mine", "trainer.train",

@@ -22,13 +22,17 @@ def test_installed_commands_work_beside_a_users_own_modules(tmp_path):
     source, project = tmp_path / "source", tmp_path / "project"  # a copy: what an earlier build left would go into it
     for name in ("pipeline", "trainer"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "-w", str(tmp_path), str(source)], check=True, cwd=tmp_path)
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         packed = {name for name in file.namelist() if ".dist-info/" not in name}
+        [information] = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        told = file.read(information).decode()
+        assert any(name.endswith("LICENSE") for name in file.namelist())
+    assert "\nName: offline-triplet-miner\n" in told and "\nLicense: Apache-2.0\n" in told.replace("-Expression", "")
     ours = {path.relative_to(source) for folder in ("pipeline", "trainer") for path in (source / folder).rglob("*")}
     assert packed == {str(path) for path in ours if (source / path).is_file()}
 
