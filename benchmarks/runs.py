@@ -14,7 +14,7 @@ IN_PROCESS = PipelineOptions(["--runner=FnApiRunner"])
 
 def ingest_source(run_dir: Path, source: str, **options: Any) -> Ingested:
     """options: see IngestOptions."""
-    return ingest(run_dir, IngestOptions(source=source, **options), IN_PROCESS)
+    return ingest(run_dir, IngestOptions(source=(source,), **options), IN_PROCESS)
 
 
 def ingest_arrays(run_dir: Path, **arrays: Any) -> Ingested:

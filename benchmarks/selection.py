@@ -238,10 +238,10 @@ def report_bare(run_dir: Path) -> None:
     """Forward passes of the network as Keras runs it, from PNGs in memory, and a scan for each pick."""
     import tensorflow as tf
 
-    from pipeline.corpus.corpus import Corpus
+    from pipeline.corpus import corpus as on_disk
     from pipeline.embedding.network import load_checkpoint
 
-    split, model = Corpus.open(run_dir).split("train"), load_checkpoint(Run(run_dir).round(0).checkpoint)
+    split, model = on_disk.Corpus.open(run_dir).split("train"), load_checkpoint(Run(run_dir).round(0).checkpoint)
     pngs = [example["image"][0] for example in split.examples(np.arange(split.rows))]
     spec = [tf.TensorSpec([256, 28, 28, 1])]
     forward = tf.function(lambda images: model(images, training=False), input_signature=spec)

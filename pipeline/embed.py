@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.process import commands
-from pipeline.process.options import Common, File, parse
+from pipeline.process.options import Common, File, RoundName, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,8 @@ class Options(Common):
     """ends in .npz or .parquet"""
     split: Literal["train", "validation", "eval"] | None = None
     """which rows (all)"""
-    round: int | None = None
-    """whose checkpoint (the newest)"""
+    round: RoundName | None = None
+    """whose checkpoint (the newest); `best`: of `pipeline.rounds`"""
 
 
 def main(argv: list[str]) -> int:

@@ -20,7 +20,7 @@ NO_HOLD_OUT = {"eval_share": 0.0, "validation_share": 0.0}
 def make(run_dir, source, shard_rows=4096, **options):
     """What `ingest` returns."""
     beam = PipelineOptions(["--runner=FnApiRunner"])
-    return ingest(run_dir, IngestOptions(source=str(source), **options), beam, shard_rows=shard_rows)
+    return ingest(run_dir, IngestOptions(source=(str(source),), **options), beam, shard_rows=shard_rows)
 
 
 def ingested(run_dir, source, **options):

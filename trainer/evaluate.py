@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.process import commands
-from pipeline.process.options import Common, parse
+from pipeline.process.options import Common, RoundName, parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
-    round: tuple[int, ...] = ()
-    """whose checkpoints (the newest)"""
+    round: tuple[RoundName, ...] = ()
+    """whose checkpoints (the best of `pipeline.rounds`; where there is none, the newest)"""
     split: Literal["train", "validation", "eval"] = "eval"
     """which rows"""
     pixels: bool = False

@@ -4,7 +4,7 @@ Rows of a split are ordered by (label, id) in UTF-8 byte order and cut into shar
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,15 @@ class Corpus:
         return cls(run_dir=run_dir, manifest=read_corpus_manifest(run_dir))
 
     @classmethod
-    def ingest(cls, source: str, run_dir: Path | str, *, beam_options: Any = None, **options: Any) -> "Corpus":
+    def ingest(
+        cls, source: str | Sequence[str], run_dir: Path | str, *, beam_options: Any = None, **options: Any
+    ) -> "Corpus":
         """Copies a source into a run directory, as `python -m pipeline.ingest` does, unless that holds it already.
 
         Args:
-          source: `NAME:ARGUMENT`, see docs/sources.md: `images:photos`, `csv:rows.csv,text=body,label=topic`.
+          source: `NAME:ARGUMENT`, see docs/sources.md: `images:photos`, `csv:rows.csv,text=body,label=topic`; or some.
           beam_options: PipelineOptions; None runs in this process.
-          options: fields of `pipeline.corpus.options.IngestOptions`: validation_share, eval_share, seed, max_rejected.
+          options: fields of `pipeline.corpus.options.IngestOptions`: eval_source, validation_share, seed, ...
         Raises:
           InputError: if the source cannot be read, if too much of it is rejected, or if the run directory holds
             another corpus.
@@ -138,8 +140,9 @@ class Corpus:
         from pipeline.corpus.ingest import ingest  # with Beam, which reading a corpus does without
         from pipeline.process.beam import in_process
 
+        sources = (source,) if isinstance(source, str) else tuple(source)
         with lock.hold(location(run_dir), lock.MINER):
-            ingest(location(run_dir), IngestOptions(source=source, **options), beam_options or in_process())
+            ingest(location(run_dir), IngestOptions(source=sources, **options), beam_options or in_process())
         return cls.open(run_dir)
 
     @property

@@ -17,10 +17,19 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.corpus.keys import KEYS, assign_splits, common_shape, cut_shards, describe_split, order_rows
+from pipeline.corpus.keys import (
+    KEYS,
+    assign_splits,
+    common_shape,
+    count_leaks,
+    cut_shards,
+    describe_split,
+    given_splits,
+    order_rows,
+)
 from pipeline.corpus.manifest import INDEX, SPLITS, CorpusManifest, CorpusShard, Feature, read_corpus_manifest
 from pipeline.corpus.options import IngestOptions
-from pipeline.corpus.sources import open_source
+from pipeline.corpus.sources import open_sources
 from pipeline.corpus.sources.source import Example, Rejected, Source, payload_sha256
 from pipeline.corpus.staging import Staging, read_table, write_table
 from pipeline.errors import InputError
@@ -41,7 +50,8 @@ class Ingested:
     run_dir: str
     source: str
     payload: Feature
-    split_by: str
+    held_out: str
+    leaks: dict[str, int]
     rows: dict[str, int]
     classes: dict[str, int]
     copies: int
@@ -57,12 +67,15 @@ class Ingested:
         lines = ["already ingested; nothing to do"] if self.already else []
         if self.already and not self.compared:
             lines.append("whether what it names changed since was not looked at")
-        lines.append(f"corpus of {self.source}: {f'{self.payload.kind} {size}'.strip()}, split by {self.split_by}")
+        lines.append(f"corpus of {self.source}: {f'{self.payload.kind} {size}'.strip()}, {self.held_out}")
         for split, rows in self.rows.items():
             lines.append(f"  {split:<11}{rows:>8,} rows  {self.classes[split]:>6,} classes")
         if self.copies:
             conflicts = f"{self.label_conflicts:,} of them under another label"
             lines.append(f"  {self.copies:,} copies of another row's payload, {conflicts}")
+        for split, leaked in self.leaks.items():
+            if leaked:
+                lines.append(f"  {leaked:,} rows of {split} have a copy, or a row of their group, in train")
         if self.rejected:
             lines.append(f"  {self.rejected:,} rejected, with reasons in {place.rejected}")
         lines.append(f"  in {place.corpus}   next: python -m trainer.init --run_dir {self.run_dir}")
@@ -83,7 +96,7 @@ def ingest(
     splits = manifest.splits
     return Ingested(
         run_dir=str(run_dir), source=manifest.source, payload=next(iter(manifest.features.values())),
-        split_by=manifest.split_rule.by, rows={name: split.rows for name, split in splits.items()},
+        held_out=manifest.held_out, leaks=manifest.leaks, rows={name: split.rows for name, split in splits.items()},
         classes={name: len(split.labels) for name, split in splits.items()},
         copies=sum(split.copies for split in splits.values()),
         label_conflicts=sum(split.label_conflicts for split in splits.values()),
@@ -98,32 +111,36 @@ def _make(
     # While there is a staging directory, a corpus without a manifest is a half one of ours.
     if storage.names(place.corpus) and not place.staging.exists():
         raise InputError(f"{place.corpus} holds files but no corpus.json. Remove it, or use another --run_dir.")
-    source = open_source(options.source)
+    source = open_sources(options)
     if place.staging.exists():
         storage.remove(place.corpus)
         storage.remove(place.staging)
     staging = Staging(place.staging.absolute())
     stamp = source.stamp()
-    staged = stage(options.source, source, staging, beam_options)
+    staged = stage(str(options), source, staging, beam_options)
     share = len(staged.rejected) / (len(staged.rejected) + len(staged.keys))
     if share > options.max_rejected:
         raise InputError(
-            f"{options.source}: {len(staged.rejected)} examples of {len(staged.rejected) + len(staged.keys)} are "
+            f"{options}: {len(staged.rejected)} examples of {len(staged.rejected) + len(staged.keys)} are "
             f"rejected, {share:.1%}, --max_rejected is {options.max_rejected:.1%}. The first: {staged.rejected[0]}; "
             f"all are in {staging.rejected}. Mend the source, or raise --max_rejected."
         )
     split, rule = assign_splits(staged.keys, options)
+    given = {SPLITS[code] for code in np.unique(given_splits(staged.keys)) if code > 0}
     described = {name: describe_split(staged.keys.filter(pa.array(split == n))) for n, name in enumerate(SPLITS)}
     if not described["train"][1].rows:
-        raise InputError(f"{options.source}: no example is left for the train split. Lower the held-out shares.")
+        raise InputError(f"{options}: no example is left for the train split. Lower the held-out shares.")
     cut = {name: cut_shards(keys, shard_rows, SHARD_BYTES) for name, (keys, _) in described.items()}
     shards = write_shards(cut, staging, place.corpus.absolute(), beam_options)
     manifest = CorpusManifest(
-        source=options.source,
+        source=str(options),
         source_stamp=stamp,
         features={staged.payload.kind: staged.payload},
         grouped=staged.keys["group"].null_count < len(staged.keys),
         split_rule=rule,
+        given=sorted(given),
+        leaks=count_leaks(staged.keys, split),
+        roles=staged.keys["role"].null_count < len(staged.keys),
         rejected=len(staged.rejected),
         splits={name: replace(found, shards=shards[name]) for name, (_, found) in described.items()},
     )
@@ -139,15 +156,17 @@ def _compare(place: Run, options: IngestOptions) -> CorpusManifest:
     manifest = read_corpus_manifest(place.path)
     asked = {name: getattr(options, name) for name in ("validation_share", "eval_share", "seed")}
     held = {name: getattr(manifest.split_rule, name) for name in asked}
-    if (options.source, asked) != (manifest.source, held):
+    if options.split_by != "auto":
+        asked["split_by"], held["split_by"] = options.split_by, manifest.split_rule.by
+    if (str(options), asked) != (manifest.source, held):
         raise InputError(
-            f"{place.corpus} already holds {manifest.source} with {held}, asked for {options.source} with {asked}. "
+            f"{place.corpus} already holds {manifest.source} with {held}, asked for {options} with {asked}. "
             f"Use another --run_dir."
         )
     storage.remove(place.staging)  # if the run that ingested was killed just then
-    if open_source(options.source).stamp() != manifest.source_stamp:
+    if open_sources(options).stamp() != manifest.source_stamp:
         raise InputError(
-            f"{options.source}: its files have other names, sizes or times than when {place.corpus} was made from "
+            f"{options}: its files have other names, sizes or times than when {place.corpus} was made from "
             f"them. A run directory keeps its corpus: ingest into a new --run_dir. What was trained goes on there: "
             f"python -m trainer.init --run_dir NEW --model {place.best_checkpoint}"
         )
@@ -213,6 +232,8 @@ def stage_part(
             features: dict[str, Any] = {
                 name: [keys[name]] for name in ("id", "label", "group") if keys[name] is not None
             }
+            if example.role is not None:
+                features["role"] = [example.role.encode()]
             features[kind] = [example.payload] if isinstance(example.payload, bytes) else example.payload
             record = tfrecords.make_example(features)
             kept.append(keys | {"part": number, "length": len(record)})
@@ -229,6 +250,7 @@ def _keys(example: Example) -> dict[str, Any]:
     return {
         "label": example.label.encode(), "id": example.id.encode(), "sha256": payload_sha256(example.payload),
         "group": None if example.group is None else example.group.encode(), "shape": list(example.shape),
+        "split": example.split, "role": example.role,
     }  # fmt: skip
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from pipeline.corpus.manifest import Feature, SplitManifest, SplitRule
+from pipeline.corpus.manifest import SPLITS, Feature, SplitManifest, SplitRule
 from pipeline.corpus.options import IngestOptions
 from pipeline.corpus.sources.source import Rejected
 from pipeline.triplets.draws import draw_key
@@ -23,8 +25,8 @@ DTYPES = {"image": "uint8", "text": "string", "vector": "float32"}
 KEYS = pa.schema(
     [
         ("label", pa.binary()), ("id", pa.binary()), ("sha256", pa.binary()), ("group", pa.binary()),
-        ("shape", pa.list_(pa.int64())), ("part", pa.int64()), ("offset", pa.int64()), ("length", pa.int64()),
-        ("reason", pa.string()),
+        ("split", pa.string()), ("role", pa.string()), ("shape", pa.list_(pa.int64())), ("part", pa.int64()),
+        ("offset", pa.int64()), ("length", pa.int64()), ("reason", pa.string()),
     ]
 )  # fmt: skip
 
@@ -65,35 +67,87 @@ def common_shape(keys: pa.Table, kind: str) -> tuple[Feature, pa.Table, list[Rej
 
 
 def assign_splits(keys: pa.Table, options: IngestOptions) -> tuple[np.ndarray, SplitRule]:
-    """int8 [rows], positions in SPLITS; and by what the corpus was split.
+    """int8 [rows], positions in SPLITS; and by what rows were drawn.
 
-    By class (unseen classes) from 20 classes up; below, by example, class by class, so that each split has
-    every class. The draw is a hash of the seed and the label or id. Within a class, copies of a payload and rows
-    of a group stay together: a held-out copy would be no test.
+    What the source puts into a split stays there. Of the others, those splits that it gave nothing for are drawn: by
+    class (unseen classes), or by example, class by class, so that each split has every class. Unless told, as the split
+    that is given: its classes are those to train on, or others; if none is, by class from 20 classes up. The draw is a
+    hash of the seed and the label or id. By example, what copies and groups join stays together: a held-out copy would
+    be no test.
     """
-    labels, first, code = np.unique(np.array(keys["label"].to_pylist(), object), return_index=True, return_inverse=True)
+    given = given_splits(keys)
+    split = np.where(given < 0, 0, given).astype(np.int8)
+    rest = np.flatnonzero(split == 0)
+    told = {SPLITS[code] for code in np.unique(given[given > 0])}
+    shares = {name: 0.0 if name in told else getattr(options, f"{name}_share") for name in SPLITS[1:]}
+    labels = np.array(keys["label"].to_pylist(), object)
+    by = options.split_by if options.split_by != "auto" else _drawn_by(labels, split)
     draw = str(draw_key(options.seed, 0, "split")).encode()
 
-    def ranks(names: list[bytes]) -> np.ndarray:
+    def cut(names: list[bytes], size: int) -> np.ndarray:
         digests = np.array([hashlib.blake2b(name, digest_size=8, key=draw).digest() for name in names], "S8")
-        return np.searchsorted(np.sort(digests), digests)  # equal names, equal ranks
-
-    def cut(rank: np.ndarray, size: int) -> np.ndarray:
-        validation = round(options.validation_share * size)
-        held_out = round((options.validation_share + options.eval_share) * size)
+        rank = np.searchsorted(np.sort(digests), digests)  # equal names, equal ranks
+        validation = round(shares["validation"] * size)
+        held_out = round((shares["validation"] + shares["eval"]) * size)
         return np.where(rank < validation, 1, np.where(rank < held_out, 2, 0)).astype(np.int8)
 
-    shares = {"validation_share": float(options.validation_share), "eval_share": float(options.eval_share)}
-    if len(labels) >= SPLIT_BY_CLASS_FROM:
-        return cut(ranks(labels.tolist()), len(labels))[code], SplitRule(by="class", seed=options.seed, **shares)
-    split = np.zeros(len(keys), np.int8)
-    ids, groups, contents = (keys[name].to_pylist() for name in ("id", "group", "sha256"))
-    units = [group or content for group, content in zip(groups, contents, strict=True)]
-    for start, stop in zip(first, [*first[1:], len(keys)], strict=True):
-        leader = {unit: row for row, unit in reversed(list(enumerate(units[start:stop])))}
-        names = [ids[start + leader[unit]] for unit in units[start:stop]]  # each row drawn by its unit's first id
-        split[start:stop] = cut(ranks(names), stop - start)
-    return split, SplitRule(by="example", seed=options.seed, **shares)
+    if by == "class":
+        classes, code = np.unique(labels[rest], return_inverse=True)
+        split[rest] = cut(classes.tolist(), len(classes))[code]
+    else:
+        ids, leader = keys["id"].take(pa.array(rest)).to_pylist(), _leaders(keys.take(pa.array(rest)))
+        drawn = np.zeros(len(rest), np.int8)
+        first = np.flatnonzero(np.append(True, labels[rest][1:] != labels[rest][:-1])) if len(rest) else rest
+        for rows in np.split(np.arange(len(rest)), first[1:]):
+            drawn[rows] = cut([ids[row] for row in leader[rows]], len(rows))
+        split[rest] = drawn[leader]  # a unit that several classes share goes where its first row does
+    names = ("validation_share", "eval_share")
+    return split, SplitRule(by=by, seed=options.seed, **{name: float(getattr(options, name)) for name in names})
+
+
+def given_splits(keys: pa.Table) -> np.ndarray:
+    """int8 [rows]: the split that a row's source puts it into, as its position in SPLITS; -1 for none."""
+    return pc.index_in(keys["split"], pa.array(SPLITS)).fill_null(-1).to_numpy().astype(np.int8)
+
+
+def _drawn_by(labels: np.ndarray, split: np.ndarray) -> str:
+    to_train, held_out = set(labels[split == 0]), set(labels[split > 0])
+    if held_out:
+        return "example" if 2 * len(held_out & to_train) > len(held_out) else "class"
+    return "class" if len(to_train) >= SPLIT_BY_CLASS_FROM else "example"
+
+
+def _leaders(keys: pa.Table) -> np.ndarray:
+    """int64 [rows]: the first row of those that copies and groups join with a row, directly or through others."""
+    content, group = (_codes(keys[name]) for name in ("sha256", "group"))
+    grouped = group >= 0
+    nodes = int(content.max(initial=-1)) + 1
+    edges = (np.ones(grouped.sum()), (content[grouped], group[grouped] + nodes))
+    size = nodes + int(group.max(initial=-1)) + 1
+    _, unit = connected_components(coo_array(edges, shape=(size, size)), directed=False)
+    _, first, which = np.unique(unit[content], return_index=True, return_inverse=True)
+    leader: np.ndarray = first[which]
+    return leader
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """int64 [rows]: equal where the values are; -1 for null."""
+    codes: np.ndarray = column.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
+    return codes
+
+
+def count_leaks(keys: pa.Table, split: np.ndarray) -> dict[str, int]:
+    """By held-out split, how many of its rows have a copy, or a row of their group, in the train split."""
+    train = keys.filter(pa.array(split == 0))
+    found = {}
+    for code, name in enumerate(SPLITS[1:], 1):
+        held_out = keys.filter(pa.array(split == code))
+        known = [
+            pc.and_(pc.is_valid(held_out[key]), pc.is_in(held_out[key], train[key].combine_chunks()))
+            for key in ("sha256", "group")
+        ]
+        found[name] = pc.sum(pc.or_(*known)).as_py() or 0
+    return found
 
 
 def describe_split(keys: pa.Table) -> tuple[pa.Table, SplitManifest]:
@@ -104,7 +158,7 @@ def describe_split(keys: pa.Table) -> tuple[pa.Table, SplitManifest]:
     label = np.array(keys["label"].to_pylist(), object)
     _, first, which = np.unique(np.array(keys["sha256"].to_pylist(), "S32"), return_index=True, return_inverse=True)
     content = first[which]
-    group = keys["group"].combine_chunks().dictionary_encode().indices.fill_null(-1).cast(pa.int64())
+    group = pa.array(_codes(keys["group"]))
     keys = keys.append_column("content", pa.array(content, pa.int64())).append_column("group_code", group)
     labels, first_rows = np.unique(label, return_index=True)
     return keys, SplitManifest(

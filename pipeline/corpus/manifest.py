@@ -1,6 +1,6 @@
 """corpus.json: what a corpus holds, and what it was made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -59,7 +59,7 @@ class SplitManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
-    """by: `class` (held-out classes are unseen) or `example`."""
+    """How rows were drawn that no source put into a split. by: `class` (held-out classes are unseen) or `example`."""
 
     by: str
     seed: int
@@ -69,7 +69,12 @@ class SplitRule:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusManifest:
-    """corpus.json. source_stamp: of the source's files, see `pipeline.ingest`; rejected: how many examples were."""
+    """corpus.json.
+
+    source_stamp: of the source's files, see `Source.stamp`. given: splits that a source put rows into. leaks: by
+    held-out split, rows with a copy, or a row of their group, in train. roles: whether rows are queries and gallery.
+    rejected: how many examples were.
+    """
 
     FORMAT: ClassVar[str] = "triplet-miner-corpus/1"
     source: str
@@ -80,6 +85,21 @@ class CorpusManifest:
     rejected: int
     splits: dict[str, SplitManifest]
     fingerprint: str = ""
+    given: list[str] = field(default_factory=list)
+    leaks: dict[str, int] = field(default_factory=dict)
+    roles: bool = False
+
+    @property
+    def held_out(self) -> str:
+        """`split by class`; `eval as given, validation by example`."""
+        if not self.given:
+            return f"split by {self.split_rule.by}"
+        drawn = [name for name in SPLITS[1:] if name not in self.given and self.splits[name].rows]
+        return f"{' and '.join(self.given)} as given" + "".join(f", {name} by {self.split_rule.by}" for name in drawn)
+
+    def known_classes(self, split: str) -> int:
+        """How many classes of a split the train split has too."""
+        return len(set(self.splits[split].labels) & set(self.splits["train"].labels))
 
     def computed_fingerprint(self) -> str:
         """SHA-256 over what the corpus holds; not over where it came from, nor over its own name."""

@@ -35,15 +35,17 @@ class Embedded:
         return f"{what}, with {self.checkpoint}\n  {self.out}"
 
 
-def export(run_dir: Path, out: Path, split: str | None = None, number: int | None = None) -> Embedded:
-    """Writes the embeddings of a split, or of all, with a round's checkpoint, or with the newest."""
+def export(run_dir: Path, out: Path, split: str | None = None, number: int | str | None = None) -> Embedded:
+    """Writes the embeddings of a split, or of all, with a round's checkpoint, with the `best`, or with the newest."""
     if out.suffix not in WRITERS:
         raise InputError(f"--out {out}: expected a name that ends in {' or '.join(WRITERS)}")
     corpus, run = Corpus.open(run_dir), Run(run_dir)
-    round = run.newest_checkpoint() if number is None else run.round(number)
-    if round is None:
-        raise InputError(f"{run_dir} has no checkpoint. Make a first one: python -m trainer.init --run_dir {run_dir}")
-    embedder = Embedder(load_checkpoint(round.checkpoint), corpus.feature, round.checkpoint)
+    if isinstance(number, str):
+        checkpoint = run.best_checkpoint
+    else:
+        round = run.newest_checkpoint() if number is None else run.round(number)
+        checkpoint = (round or run.round(0)).checkpoint
+    embedder = Embedder(load_checkpoint(checkpoint), corpus.feature, checkpoint)
     splits, done = [split] if split else list(SPLITS), 0
 
     def counted() -> Iterator[Chunk]:
@@ -55,7 +57,7 @@ def export(run_dir: Path, out: Path, split: str | None = None, number: int | Non
     rows = sum(corpus.split(name).rows for name in splits)
     with live(Stage(name="embed", unit="rows", total=rows, done=lambda: done)):
         storage.write_atomically(out, lambda path: WRITERS[out.suffix](path, embedder.dim, counted()))
-    return Embedded(rows=rows, dim=embedder.dim, splits=splits, checkpoint=str(round.checkpoint), out=str(out))
+    return Embedded(rows=rows, dim=embedder.dim, splits=splits, checkpoint=str(checkpoint), out=str(out))
 
 
 def _chunks(embedder: Embedder, corpus: Corpus, splits: Sequence[str]) -> Iterator[Chunk]:
@@ -69,11 +71,14 @@ def _chunks(embedder: Embedder, corpus: Corpus, splits: Sequence[str]) -> Iterat
 
 
 def write_npz(path: Path, dim: int, chunks: Iterator[Chunk]) -> None:
-    """`embeddings` float32 [rows, dim], and `ids`, `labels`, `splits`, as NumPy's .npz; all in memory at once."""
+    """`vectors` float32 [rows, dim], and `ids`, `labels`, `splits`, as NumPy's .npz, which `arrays:` reads.
+
+    All is in memory at once.
+    """
     parts = list(chunks)
     texts: Any = {f"{name}s": np.array([text for _, others in parts for text in others[name]], str) for name in COLUMNS}
     vectors = np.concatenate([np.empty((0, dim), np.float32), *(vectors for vectors, _ in parts)])
-    np.savez(path, embeddings=vectors, **texts)
+    np.savez(path, vectors=vectors, **texts)
 
 
 def write_parquet(path: Path, dim: int, chunks: Iterator[Chunk]) -> None:

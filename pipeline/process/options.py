@@ -24,6 +24,7 @@ def from_text(metavar: str, parse: Callable[[str], Any], text: Callable[[Any], s
 
 Place = Annotated[Path, from_text("DIR", location)]
 File = Annotated[Path, from_text("FILE", location)]
+RoundName = Annotated[int | str, from_text("N|best", lambda text: text if text == "best" else int(text))]
 Inline = Annotated[T, tyro.conf.OmitArgPrefixes]  # its fields are options like the others
 
 

@@ -26,7 +26,7 @@ def test_embeddings_come_with_their_ids_and_labels(small, tmp_path):
     embedder = Embedder(load_checkpoint(path), corpus.feature, path)
     with np.load(tmp_path / "e.npz", allow_pickle=False) as found:
         expected = np.concatenate([embedder.split(corpus.split(name)) for name in SPLITS])
-        np.testing.assert_array_equal(found["embeddings"], expected)
+        np.testing.assert_array_equal(found["vectors"], expected)
         others = list(zip(*(found[name].tolist() for name in ("ids", "labels", "splits")), strict=True))
     assert others == [
         (example["id"][0].decode(), example["label"][0].decode(), name)

@@ -43,7 +43,7 @@ def test_a_warm_up_makes_retrieval_better_and_pixels_stand_beside_it(small, tmp_
     capsys.readouterr()
     assert evaluate.main(["--run_dir", str(run_dir), "--pixels", *arguments]) == 0
     head, columns, pixels, after = capsys.readouterr().out.splitlines()
-    assert head.startswith("validation split: 30 rows of 10 classes (unseen examples)")
+    assert head.startswith("validation split: 30 rows of 10 classes (known classes)")
     assert columns.split() == ["R@1", "R@5", "R@10", "R-prec", "MAP@R", "mean", "d"]
     assert pixels.startswith("payload itself") and after.startswith("round 0")
     assert float(after.split()[6]) > before + 0.05

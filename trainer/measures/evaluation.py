@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.files.storage import location
-from pipeline.reporting.results import Evaluation, Measures
+from pipeline.reporting.results import Best, Evaluation, Measures
 from pipeline.triplets.arrays import normalised
 from pipeline.triplets.rows import to_grid
 from trainer.measures.baselines import pixels
@@ -23,17 +23,17 @@ from trainer.measures.verification import deal_rows, verification
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Measures by what they are of. by: what the split was drawn by. Its text is a table."""
+    """Measures by what they are of. known: classes that the train split has too. Its text is a table."""
 
     split: str
     rows: int
     classes: int
-    by: str
+    known: int
     measures: dict[str, Measures]
 
     def __str__(self) -> str:
-        unseen = "unseen classes" if self.by == "class" else "unseen examples"
-        lines = [f"{self.split} split: {self.rows:,} rows of {self.classes:,} classes ({unseen})", table(self.measures)]
+        seen = {0: "unseen classes", self.classes: "known classes"}.get(self.known, f"{self.known:,} of them known")
+        lines = [f"{self.split} split: {self.rows:,} rows of {self.classes:,} classes ({seen})", table(self.measures)]
         if any("roc_auc" in row for row in self.measures.values()):
             lines.append(
                 "AUC, EER, VAL at a false accept rate of 1e-3, 10-fold accuracy: whether two rows are of one class"
@@ -62,9 +62,15 @@ def clusters(embeddings: np.ndarray, label: np.ndarray, seed: int) -> float:
     return float(normalized_mutual_info_score(label, found))
 
 
-def measure(embeddings: np.ndarray, label: np.ndarray, retrieval_only: bool = False, nmi: bool = False) -> Measures:
+def measure(
+    embeddings: np.ndarray,
+    label: np.ndarray,
+    retrieval_only: bool = False,
+    nmi: bool = False,
+    query: np.ndarray | None = None,
+) -> Measures:
     """Every measure of a split's embeddings: see `retrieval`, `verification`, `linear_probe`, `clusters`."""
-    found: Measures = dict(retrieval(embeddings, label))
+    found: Measures = dict(retrieval(embeddings, label, query))
     if not retrieval_only:
         several = len(np.unique(label)) > 1
         found |= verification(embeddings, label)
@@ -98,7 +104,7 @@ def evaluate_embeddings(embeddings: Any, labels: Any, *, retrieval_only: bool = 
 
 def evaluate_rounds(
     run_dir: Path | str,
-    numbers: tuple[int, ...] = (),
+    numbers: tuple[int | str, ...] = (),
     split_name: str = "eval",
     with_pixels: bool = False,
     **which: bool,
@@ -106,7 +112,7 @@ def evaluate_rounds(
     """Evaluates rounds' checkpoints, the newest if none is named; each result is written into its round's folder.
 
     Args:
-      numbers: of the rounds.
+      numbers: of the rounds; `best` is the one that `pipeline.rounds` kept. None given: the best, or else the newest.
       split_name: `train`, `validation` or `eval`.
       with_pixels: also the payload itself.
       which: see `measure`.
@@ -120,24 +126,39 @@ def evaluate_rounds(
         raise InputError(f"{corpus.directory} has an empty {split_name} split; ingest with a share for it")
     if newest is None:
         raise InputError(f"{run_dir} has no checkpoint. Make a first one: python -m trainer.init --run_dir {run_dir}")
-    for number in numbers:
+    best = manifests.read_if_there(run.best, Best)
+    if not numbers:
+        numbers = ("best",) if best else (newest.number,)
+    if "best" in numbers and not best:
+        raise InputError(f"{run.best} is missing: pipeline.rounds keeps the best checkpoint. Name a round's number.")
+    titles = {best.round if best and number == "best" else int(number): number for number in numbers}
+    for number in titles:
         if not run.round(number).checkpoint.exists():
             raise InputError(f"round {number} has no checkpoint; the newest is round {newest.number}'s")
     split.check()
     label, rows = split.class_of(np.arange(split.rows)), {}
+    query = queries_of(split) if corpus.manifest.roles else None
     if with_pixels:
-        rows["payload itself"] = measure(pixels(corpus, split), label, **which)
-    for number in numbers or [newest.number]:
+        rows["payload itself"] = measure(pixels(corpus, split), label, query=query, **which)
+    for number, title in titles.items():
         round = run.round(number)
         embedder = Embedder(load_checkpoint(round.checkpoint), corpus.feature, round.checkpoint)
-        rows[f"round {number}"] = found = measure(embedder.split(split), label, **which)
+        found = measure(embedder.split(split), label, query=query, **which)
+        rows[f"round {number}" + (", best" if title == "best" else "")] = found
         evaluation = Evaluation(
             split=split_name, corpus_fingerprint=corpus.fingerprint, measures=found,
             checkpoint_digest=checkpoint_digest(embedder.model),
         )  # fmt: skip
         manifests.write(round.evaluation(split_name), evaluation)
-    by = corpus.manifest.split_rule.by
-    return Evaluated(split=split_name, rows=split.rows, classes=len(split.labels), by=by, measures=rows)
+    known = corpus.manifest.known_classes(split_name)
+    return Evaluated(split=split_name, rows=split.rows, classes=len(split.labels), known=known, measures=rows)
+
+
+def queries_of(split: Split) -> np.ndarray | None:
+    """bool [rows]: those with the role of a query; None if the split has none."""
+    roles = [example.get("role", [b""])[0] for example in split.examples(np.arange(split.rows))]
+    query = np.array([role == b"query" for role in roles])
+    return query if query.any() else None
 
 
 COLUMNS = {

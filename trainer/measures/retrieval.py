@@ -14,45 +14,49 @@ def has_queries(split: Split) -> bool:
     return bool((np.diff(split.first_rows) > 1).any())
 
 
-def retrieval(embeddings: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Every row queries all others.
+def retrieval(embeddings: np.ndarray, label: np.ndarray, query: np.ndarray | None = None) -> dict[str, float]:
+    """Every row queries all others; or queries the gallery, as In-shop Clothes and VeRi are scored.
 
     Args:
       embeddings: float32 [n, dim], L2-normalised. Similarities of those on the grid are exact.
       label: int64 [n].
+      query: bool [n], which rows are queries; the others are the gallery.
     Returns:
       recall_at_k: share of queries with a row of their label among the k nearest. r_precision, map_at_r: of the R
-      nearest, R being the other rows of the query's label; Musgrave et al., A Metric Learning Reality Check,
+      nearest, R being the rows of the query's label that it can find; Musgrave et al., A Metric Learning Reality Check,
       section 4.4 (https://arxiv.org/abs/2003.08505). mean_distance: over all
-      pairs; near 0 the embedding has collapsed. Ties go to the lower row. Rows alone in their class are no
-      queries; `queries` counts the others.
+      pairs; near 0 the embedding has collapsed. Ties go to the lower row. Rows with none to find are no queries;
+      `queries` counts the others.
+    Raises:
+      InputError: if there is no query.
     """
-    n = len(label)
-    _, which, size = np.unique(label, return_inverse=True, return_counts=True)
-    relevant = size[which] - 1
-    depth = min(n - 1, max(*RECALL_AT, int(relevant.max(initial=0))))
+    n, asking = len(label), np.arange(len(label)) if query is None else np.flatnonzero(query)
+    gallery = np.arange(n) if query is None else np.flatnonzero(~query)
+    classes, which = np.unique(label, return_inverse=True)
+    relevant = np.bincount(which[gallery], minlength=len(classes))[which[asking]] - (query is None)
+    asking, relevant = asking[relevant > 0], relevant[relevant > 0]
+    if not len(asking):
+        raise InputError("no class of this split has two rows; there is nothing to retrieve")
+    candidates, others = embeddings[gallery].T, len(gallery) - (query is None)
+    depth = min(others, max(*RECALL_AT, int(relevant.max())))
     hits = dict.fromkeys(RECALL_AT, 0.0)
     r_precision = precision = 0.0
-    for start in range(0, n, BLOCK):
-        similarity = (embeddings[start : start + BLOCK] @ embeddings.T).astype(np.float64)
-        rows = np.arange(start, start + len(similarity))
+    for start in range(0, len(asking), BLOCK):
+        rows, r = asking[start : start + BLOCK], relevant[start : start + BLOCK, None]
+        similarity = (embeddings[rows] @ candidates).astype(np.float64)
         # One whole number orders by similarity, ties to the lower row; the query itself comes last.
-        key = (similarity * 2.0**30).astype(np.int64) * 2**32 - np.arange(n)
-        key[np.arange(len(rows)), rows] = -np.iinfo(np.int64).max
+        key = (similarity * 2.0**30).astype(np.int64) * 2**32 - np.arange(len(gallery))
+        if query is None:
+            key[np.arange(len(rows)), rows] = -np.iinfo(np.int64).max
         top = np.argpartition(-key, depth - 1, axis=1)[:, :depth]
         top = np.take_along_axis(top, np.argsort(-np.take_along_axis(key, top, axis=1), axis=1), axis=1)
-        query = relevant[rows] > 0
-        good = (label[top] == label[rows, None])[query]
+        good, within = label[gallery][top] == label[rows, None], np.arange(depth) < r
         for k in RECALL_AT:
             hits[k] += good[:, :k].any(axis=1).sum()
-        r = relevant[rows][query, None]
-        within = np.arange(depth) < r
         at = np.cumsum(good, axis=1) / (np.arange(depth) + 1)
-        r_precision += ((good & within) / np.maximum(r, 1)).sum()
-        precision += ((good & within) * at / np.maximum(r, 1)).sum()
-    queries = int((relevant > 0).sum())
-    if not queries:
-        raise InputError("no class of this split has two rows; there is nothing to retrieve")
+        r_precision += ((good & within) / r).sum()
+        precision += ((good & within) * at / r).sum()
+    queries = len(asking)
     total = embeddings.astype(np.float64).sum(axis=0)
     pairwise = (total @ total - (embeddings.astype(np.float64) ** 2).sum()) / (n * (n - 1))
     measures = {

@@ -4,9 +4,14 @@ A module is imported when its source is opened, since most need TensorFlow.
 """
 
 import difflib
+import functools
 import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
-from pipeline.corpus.sources.source import Source
+from pipeline.corpus.options import IngestOptions
+from pipeline.corpus.sources.source import Example, Rejected, Source
 from pipeline.errors import InputError
 
 SOURCES = {  # what is given to --source, up to the colon the name of a module here; what it reads
@@ -19,6 +24,36 @@ SOURCES = {  # what is given to --source, up to the colon the name of a module h
     "arrays:FILE.npz": "images or vectors, labels, and if you like ids, groups",
     "fashion_mnist:DIR": "the four IDX files",
 }
+
+
+def open_sources(options: IngestOptions) -> Source:
+    """All sources as one, whose examples carry the split that their source is given for.
+
+    Raises:
+      InputError: if their payloads differ in kind; see `open_source`.
+    """
+    held_out = ((None, options.source), ("validation", options.validation_source), ("eval", options.eval_source))
+    texts = [(split, text) for split, texts in held_out for text in texts]
+    opened = [open_source(text) for _, text in texts]
+    kinds = {source.kind: text for source, (_, text) in zip(opened, texts, strict=True)}
+    if len(kinds) > 1:
+        raise InputError(f"sources of one corpus have one kind of payload; found {kinds}")
+    readers = [(source.read, split) for source, (split, _) in zip(opened, texts, strict=True)]
+    files = [source.files for source in opened]
+    return Source(
+        kind=opened[0].kind,
+        files=None if None in files else [path for found in files for path in found or ()],
+        parts=lambda: [(number, part) for number, source in enumerate(opened) for part in source.parts()],
+        read=functools.partial(_read, readers=readers),
+    )
+
+
+def _read(part: tuple[int, Any], readers: list[tuple[Callable[[Any], Iterator[Example | Rejected]], str | None]]
+          ) -> Iterator[Example | Rejected]:  # fmt: skip
+    number, own = part
+    read, split = readers[number]
+    for found in read(own):
+        yield replace(found, split=split) if split and isinstance(found, Example) else found
 
 
 def open_source(text: str) -> Source:

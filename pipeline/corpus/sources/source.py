@@ -11,6 +11,11 @@ import numpy as np
 from pipeline.files.manifests import sha256_of_json
 
 PART_ROWS = 4096
+SPLIT_NAMES = {  # as people call them, and as we do
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "eval", "testing": "eval", "eval": "eval", "evaluation": "eval",
+}  # fmt: skip
+ROLES = ("query", "gallery")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +23,8 @@ class Example:
     """One example.
 
     payload: encoded image bytes, UTF-8 text, or a float32 vector. shape: (height, width, channels), () or (dim,).
+    split: the one that its source puts it into, as SPLIT_NAMES has it. role: `query` or `gallery`, where evaluation
+    ranks the rows of one for those of the other.
     """
 
     id: str
@@ -25,6 +32,8 @@ class Example:
     payload: bytes | np.ndarray
     shape: tuple[int, ...]
     group: str | None = None
+    split: str | None = None
+    role: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

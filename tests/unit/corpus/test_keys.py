@@ -5,11 +5,22 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.corpus.keys import KEYS, assign_splits, common_shape, cut_shards, describe_split, order_rows
+from pipeline.corpus.keys import (
+    KEYS,
+    assign_splits,
+    common_shape,
+    count_leaks,
+    cut_shards,
+    describe_split,
+    order_rows,
+)  # fmt: skip
+from pipeline.corpus.manifest import SPLITS
 from pipeline.corpus.options import IngestOptions
 
-OPTIONS = IngestOptions(source="digits")
+OPTIONS = IngestOptions(source=("digits",))
 
 
 def table(rows, **columns):
@@ -78,7 +89,7 @@ def test_below_20_classes_each_class_is_split_by_example():
     split, rule = assign_splits(keys, OPTIONS)
     assert rule.by == "example"
     assert all(np.bincount(of_class).tolist() == [7, 1, 2] for of_class in split.reshape(4, 10))
-    other, _ = assign_splits(keys, IngestOptions(source="digits", seed=1))
+    other, _ = assign_splits(keys, IngestOptions(source=("digits",), seed=1))
     assert (split != other).any()
 
 
@@ -117,3 +128,55 @@ def test_shards_are_cut_by_rows_and_bytes(rows, size, expected):
     shards = cut_shards(keys, rows, size)
     assert [len(shard) for shard in shards] == expected and pairs(pa.concat_tables(shards)) == pairs(keys)
     assert cut_shards(KEYS.empty_table(), rows, size) == []
+
+
+# ---- Held out by the source. ----
+
+
+def test_what_a_source_holds_out_stays_and_the_rest_is_drawn():
+    rows = [(f"c{c}", f"{c}-{i:02d}") for c in range(4) for i in range(10)]
+    told = ["eval" if id.endswith("0") else None for _, id in rows]
+    split, rule = assign_splits(table(rows, split=told), OPTIONS)
+    assert [SPLITS[code] for code in split[::10]] == ["eval"] * 4 and rule.by == "example"
+    assert np.bincount(split).tolist() == [32, 4, 4]  # a tenth of the other nine of each class
+
+
+def test_classes_that_are_held_out_whole_make_validation_whole_classes_too():
+    rows = [(f"c{c:02d}", f"{c}-{i}") for c in range(12) for i in range(5)]
+    told = ["eval" if label in ("c00", "c01") else "train" for label, _ in rows]
+    split, rule = assign_splits(table(rows, split=told), OPTIONS)
+    by_class = split.reshape(12, 5)
+    assert rule.by == "class" and (by_class == by_class[:, :1]).all()
+    assert np.bincount(by_class[:, 0]).tolist() == [9, 1, 2]
+
+
+def test_how_to_split_can_be_said():
+    keys = table([(f"c{c:02d}", f"{c}-{i:02d}") for c in range(30) for i in range(10)])
+    split, rule = assign_splits(keys, IngestOptions(source=("digits",), split_by="example"))
+    assert rule.by == "example"
+    assert all(np.bincount(of_class).tolist() == [7, 1, 2] for of_class in split.reshape(30, 10))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6), st.integers(-1, 4)), min_size=1, max_size=60))
+def test_what_copies_and_groups_join_is_never_divided(drawn):
+    """By loops: rows of one content or one group, directly or through others, are in one split."""
+    drawn.sort()
+    rows = [(f"c{label}", f"{n:03d}") for n, (label, _, _) in enumerate(drawn)]
+    contents = [bytes([content]) * 32 for _, content, _ in drawn]
+    groups = [None if group < 0 else bytes([group]) for _, _, group in drawn]
+    keys = table(rows, sha256=contents, group=groups)
+    split, _ = assign_splits(keys, IngestOptions(source=("digits",), validation_share=0.3, eval_share=0.3))
+    for one in range(len(rows)):
+        for other in range(one):
+            if contents[one] == contents[other] or (groups[one] is not None and groups[one] == groups[other]):
+                assert split[one] == split[other]
+    assert count_leaks(keys, split) == {"validation": 0, "eval": 0}
+
+
+def test_leaks_of_a_given_split_are_counted():
+    rows = [("a", "0"), ("a", "1"), ("b", "2"), ("b", "3"), ("b", "4")]
+    told = ["train", "eval", "train", "eval", "validation"]
+    keys = table(rows, split=told, sha256=[b"x" * 32, b"x" * 32, b"y" * 32, b"z" * 32, b"w" * 32],
+                 group=[None, None, b"g", b"g", None])  # fmt: skip
+    split, _ = assign_splits(keys, OPTIONS)
+    assert count_leaks(keys, split) == {"validation": 0, "eval": 2}

@@ -123,7 +123,7 @@ def test_a_source_without_examples_is_refused(tmp_path):
 )
 def test_options_out_of_their_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        IngestOptions(source="digits", **options)
+        IngestOptions(source=("digits",), **options)
 
 
 def test_ingesting_again_changes_nothing_and_another_source_is_refused(digits):

@@ -17,7 +17,7 @@ def chunks(*cuts):
 
 def read_npz(path):
     with np.load(path, allow_pickle=False) as arrays:
-        return arrays["embeddings"], {name: arrays[f"{name}s"].tolist() for name in COLUMNS}
+        return arrays["vectors"], {name: arrays[f"{name}s"].tolist() for name in COLUMNS}
 
 
 def read_parquet(path):
