@@ -118,7 +118,7 @@ def write_round(
         packing=packing, features=corpus.manifest.features, triplets=sum(counts.values()), packs=len(packs), rows=rows,
         counts={"corpus": none, "pack": counts} if spread else {"corpus": counts, "pack": none}, pairs=pairs,
         skipped={"corpus": {}, "pack": {"no_negative_in_pack": no_negative}}, guarded={"corpus": 0, "pack": 0},
-        fallback=0, shards=shards, triplet_digest="by hand", versions={"numpy": "1"},
+        fallback=0, shards=shards, triplet_digest="by hand", mean_norm=0.0, versions={"numpy": "1"},
     )  # fmt: skip
     manifests.write(round.manifest, manifest)
     return manifest

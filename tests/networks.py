@@ -21,6 +21,12 @@ def vectorising(shape, vocabulary=None):
     return keras.Model(inputs, keras.layers.UnitNormalization()(keras.layers.Dense(8)(x)))
 
 
+def narrow(shape):
+    """Two numbers: too few for most."""
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, keras.layers.UnitNormalization()(keras.layers.Dense(2)(inputs)))
+
+
 def unnormalised(shape):
     inputs = keras.Input(shape)
     return keras.Model(inputs, keras.layers.Dense(16)(keras.layers.Flatten()(inputs)))

@@ -16,8 +16,6 @@ class Options(Common):
     """whose checkpoints (the best of `pipeline.rounds`; where there is none, the newest)"""
     split: Literal["train", "validation", "eval"] = "eval"
     """which rows"""
-    pixels: bool = False
-    """also the payload itself, by cosine"""
     retrieval_only: bool = False
     """no verification, no linear probe"""
     nmi: bool = False
@@ -29,7 +27,7 @@ def main(argv: list[str]) -> int:
     from trainer.measures.evaluation import evaluate_rounds
 
     which = {"retrieval_only": options.retrieval_only, "nmi": options.nmi}
-    found = evaluate_rounds(options.run_dir, options.round, options.split, options.pixels, **which)
+    found = evaluate_rounds(options.run_dir, options.round, options.split, **which)
     commands.show(found, options.json)
     return 0
 

@@ -22,9 +22,10 @@ from pipeline.process.beam import in_process
 from pipeline.process.commands import log
 from pipeline.reporting import pages
 from pipeline.reporting.facts import facts_of
-from pipeline.reporting.results import Best, Evaluation, Metrics
+from pipeline.reporting.results import Best, Evaluation, Measures, Metrics, worse_than_untrained
 from trainer.first import write_first
 from trainer.loop import Schedule, train_newest
+from trainer.measures.baselines import measure_baselines
 from trainer.measures.evaluation import evaluate_rounds
 from trainer.measures.retrieval import has_queries
 from trainer.options import InitOptions
@@ -82,17 +83,26 @@ class RoundLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What all rounds of the plan came to."""
+    """What all rounds of the plan came to. baselines: without training; begun_with: MAP@R of round 0's checkpoint."""
 
     run_dir: str
     rounds: list[RoundLine]
     best: Best
     why: str
+    baselines: dict[str, Measures]
+    begun_with: float | None
 
     def __str__(self) -> str:
         run = Run(Path(self.run_dir))
-        best = f"best: {run.best_checkpoint}, {self.best}"
-        return "\n".join([HEAD, *map(str, self.rounds), self.why, best, f"report: {run.index_page}"])
+        lines = [
+            f"validation MAP@R {measures['map_at_r']:.3f}  {name}, without training"
+            for name, measures in self.baselines.items()
+        ]
+        if self.begun_with is not None:
+            lines.append(f"validation MAP@R {self.begun_with:.3f}  the checkpoint that the rounds began with")
+        lines += [HEAD, *map(str, self.rounds), self.why, f"best: {run.best_checkpoint}, {self.best}"]
+        worse = worse_than_untrained(self.baselines, "the best checkpoint", self.best.validation_map_at_r)
+        return "\n".join([*lines, *([worse] if worse else []), f"report: {run.index_page}"])
 
 
 def run_rounds(
@@ -119,7 +129,11 @@ def run_rounds(
     why = state.follow(state.plan(rounds, recipe, patience))
     best = state.keep_best()
     pages.write_index(run_dir, state.corpus)
-    return Done(run_dir=str(run_dir), rounds=list(state.lines()), best=best, why=why)
+    began = state.history(0).get(0)
+    return Done(
+        run_dir=str(run_dir), rounds=list(state.lines()), best=best, why=why, baselines=state.baselines(),
+        begun_with=began,
+    )  # fmt: skip
 
 
 class Rounds:
@@ -159,6 +173,8 @@ class Rounds:
         """Does what is not done yet, from the last round that is trained on. Returns why it ended."""
         if self.run.newest_checkpoint() is None:
             self._begin(plan.stretches[0].recipe)
+        if self.validates and self._validation(self.run.round(0)) is None and self.run.round(0).checkpoint.exists():
+            log.info("%s", evaluate_rounds(self.run_dir, (0,), "validation", retrieval_only=True))
         for stretch in plan.stretches:
             for number in range(max(stretch.first, self._trained() - 1), stretch.last):
                 self._round(self.run.round(number), stretch)
@@ -205,6 +221,10 @@ class Rounds:
         trained = manifests.read_if_there(self.run.round(round.number - 1).metrics, Metrics)
         return None if found and trained and found.checkpoint_digest != trained.next_checkpoint_digest else found
 
+    def baselines(self) -> dict[str, Measures]:
+        """Of the validation split; none without one."""
+        return measure_baselines(self.corpus, "validation") if self.validates else {}
+
     def lines(self) -> Iterator[RoundLine]:
         """Of all rounds that were trained."""
         return (self._line(round) for round in self.run.rounds() if round.metrics.exists())
@@ -219,14 +239,14 @@ class Rounds:
             mining_seconds=facts.stats.mining_seconds if facts.stats else None, training_seconds=trained.seconds,
         )  # fmt: skip
 
-    def _history(self, last: int) -> dict[int, float]:
+    def history(self, last: int) -> dict[int, float]:
         """Validation MAP@R by checkpoint, up to round `last`'s."""
         found = {number: self._validation(self.run.round(number)) for number in range(last + 1)}
         return {number: value.measures["map_at_r"] or 0.0 for number, value in found.items() if value}
 
     def _without_gain(self, last: int, first: int) -> int:
         """For how many rounds validation MAP@R has not risen, counted from round `first` on."""
-        history = self._history(last)
+        history = self.history(last)
         best = max(history, key=lambda number: (history[number], -number)) if history else last
         return last - max(best, first)
 
@@ -234,7 +254,7 @@ class Rounds:
         """Copies the checkpoint with the highest validation MAP@R to best/."""
         newest = self.run.newest_checkpoint()
         number = newest.number if newest else 0
-        history = self._history(number)
+        history = self.history(number)
         best = Best(round=number, validation_map_at_r=None)
         if history:
             number = max(history, key=lambda n: (history[n], -n))

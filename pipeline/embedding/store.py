@@ -11,6 +11,8 @@ from pipeline.files.layout import Round
 from pipeline.files.manifests import sha256_of_json
 from pipeline.triplets.rows import Block
 
+MEAN_ROWS = 4096
+
 
 class EmbeddingStore:
     """Embeddings of the train split, a file a corpus shard; the checksum beside it is written last.
@@ -51,6 +53,11 @@ class EmbeddingStore:
             out = np.empty((len(rows), stored.shape[1]), np.float32) if out is None else out
             out[where] = stored[places]
         return np.empty((0, self.dim), np.float32) if out is None else out
+
+    def mean_norm(self) -> float:
+        """The length of the mean embedding: 1 where all lie together, 0 where they are spread out. Of 4,096 rows."""
+        rows = np.unique(np.linspace(0, self.split.rows - 1, MEAN_ROWS).astype(np.int64))
+        return float(np.linalg.norm(self.embeddings(rows).mean(axis=0)))
 
     def block(self, rows: np.ndarray) -> Block:
         return Block(

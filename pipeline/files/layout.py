@@ -12,6 +12,7 @@ RUN_DIR/
     report.html, suspected-labels.tsv, evaluation-SPLIT.json, stats.json
   best/model.keras, best.json
   plan.json                   of `pipeline.rounds`
+  baselines-SPLIT.json        how good the payload is without training
   index.html
 """
 
@@ -58,6 +59,9 @@ class Run:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    def baselines(self, split: str) -> Path:
+        return self.path / f"baselines-{split}.json"
 
     @property
     def index_page(self) -> Path:

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.pvalue import AsSingleton, PCollection
 
 from pipeline.errors import InputError
@@ -23,13 +22,12 @@ from pipeline.files import manifests
 from pipeline.files.manifests import Shard, sha256_of_json
 from pipeline.mining import steps
 from pipeline.mining.manifest import TripletsManifest
+from pipeline.mining.mined import COLLAPSED
 from pipeline.mining.steps import Job
 from pipeline.packs.write import SCOPES
 from pipeline.triplets.columns import column_blocks
 from pipeline.triplets.rows import Triplets
 from pipeline.triplets.rule import KINDS
-
-COLLAPSED, COLLAPSE_ROWS = 0.99, 4096  # a mean of so many embeddings that is as long: they lie together
 
 
 def build(pipeline: beam.Pipeline, job: Job, anchors: int) -> None:
@@ -186,14 +184,14 @@ def commit(written: list[tuple[int, Shard, Counter[str]]], counts: Counter[str],
         skipped={"corpus": dict(counts), "pack": {"no_negative_in_pack": packed["skipped"]}},
         shards=shards,
         triplet_digest=sha256_of_json([shard.sha256 for shard in shards]),
+        mean_norm=round(job.open_store().mean_norm(), 4),
         versions={name: version(name) for name in ("tensorflow", "keras", "apache-beam", "numpy")},
     )
     manifests.write(job.round.manifest, manifest)
 
 
 def _why_none(job: Job, counts: Counter[str], packed: Counter[str]) -> str:
-    store = job.open_store()
-    norm = np.linalg.norm(store.embeddings(np.arange(min(store.split.rows, COLLAPSE_ROWS))).mean(axis=0))
+    norm = job.open_store().mean_norm()
     pairs = counts.get("pairs", 0) + packed["skipped"]  # on its way a Counter may have become a dict
     said = f"round {job.round.number} has no triplet, out of {pairs} pairs: {dict(counts)}. "
     if norm > COLLAPSED:

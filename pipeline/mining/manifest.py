@@ -24,7 +24,7 @@ class TripletsManifest:
 
     counts: triplets by scope and kind. pairs: anchor-positive pairs over the corpus; fallback: those that took another
     kind than their first; guarded: pairs by scope on which a guard acted; skipped: pairs by scope and reason.
-    triplet_digest: SHA-256 over the shards' checksums.
+    triplet_digest: SHA-256 over the shards' checksums. mean_norm: of the mean embedding; near 1 all lie together.
     """
 
     FORMAT: ClassVar[str] = "triplet-miner-triplets/2"
@@ -45,6 +45,7 @@ class TripletsManifest:
     skipped: dict[str, dict[str, int]]
     shards: list[Shard]
     triplet_digest: str
+    mean_norm: float
     versions: dict[str, str]
 
     @property

@@ -7,10 +7,12 @@ from pipeline.files.layout import Run
 from pipeline.mining.manifest import TripletsManifest
 from pipeline.packs.write import SCOPES
 
+COLLAPSED = 0.95  # norm of a mean embedding that is as long: they lie together
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mined:
-    """A mined round. already: nothing was to do. Its text is a summary."""
+    """A mined round. already: nothing was to do. mean_norm: of the mean embedding. Its text is a summary."""
 
     run_dir: str
     round: int
@@ -22,13 +24,14 @@ class Mined:
     skipped: dict[str, dict[str, int]]
     guarded: dict[str, int]
     triplet_digest: str
+    mean_norm: float
     seconds: float
 
     @classmethod
     def of(
         cls, run_dir: Path, manifest: TripletsManifest, seconds: float = 0.0, already: bool = False
     ) -> "Mined":
-        names = ("round", "triplets", "packs", "rows", "counts", "skipped", "guarded", "triplet_digest")
+        names = ("round", "triplets", "packs", "rows", "counts", "skipped", "guarded", "triplet_digest", "mean_norm")
         told = {name: getattr(manifest, name) for name in names}
         return cls(run_dir=str(run_dir), already=already, seconds=seconds, **told)
 
@@ -47,6 +50,11 @@ class Mined:
         lines.append(f"  {'skipped':<22}{reasons or 'none'}")
         if any(self.guarded.values()):
             lines.append(f"  {'guards acted on':<22}{sum(self.guarded.values()):,} pairs")
+        if self.mean_norm > COLLAPSED:
+            lines.append(
+                f"  COLLAPSED: all embeddings lie together (their mean has norm {self.mean_norm:.3f}). These triplets "
+                f"teach little. Start from other weights, or warm up with a lower --learning_rate, in a new --run_dir."
+            )
         lines.append(f"  in {Run(Path(self.run_dir)).round(self.round).triplets}")
         lines.append(f"  next: python -m trainer.train --run_dir {self.run_dir}")
         return "\n".join(lines)

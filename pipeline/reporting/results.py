@@ -55,6 +55,25 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """baselines-SPLIT.json. measures: by what was compared, as an Evaluation has them."""
+
+    FORMAT: ClassVar[str] = "triplet-miner-baselines/1"
+    split: str
+    corpus_fingerprint: str
+    measures: dict[str, Measures]
+
+
+def worse_than_untrained(baselines: dict[str, Measures], title: str, found: float | None) -> str:
+    """A line where MAP@R is below a baseline's; else nothing. title: of what has that MAP@R."""
+    value = {name: measures["map_at_r"] or 0.0 for name, measures in baselines.items()}
+    best = max(value, key=lambda name: value[name], default="")
+    if found is None or not best or found >= value[best]:
+        return ""
+    return f"WORSE THAN WITHOUT TRAINING: {title} has MAP@R {found:.3f}, {best} {value[best]:.3f}."
+
+
+@dataclass(frozen=True, kw_only=True)
 class Best:
     """best.json: whose checkpoint is in best/."""
 

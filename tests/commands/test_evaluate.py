@@ -2,10 +2,13 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import copied
 
+from pipeline import ingest
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
@@ -13,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.reporting.results import Evaluation
-from trainer import evaluate, warmup
+from trainer import evaluate, init, warmup
 from trainer.measures.retrieval import retrieval
 
 
@@ -41,12 +44,50 @@ def test_a_warm_up_makes_retrieval_better_and_pixels_stand_beside_it(small, tmp_
     before = told(capsys, run_dir, *arguments)["measures"]["round 0"]["map_at_r"]
     assert warmup.main(["--run_dir", str(run_dir), "--steps", "25"]) == 0
     capsys.readouterr()
-    assert evaluate.main(["--run_dir", str(run_dir), "--pixels", *arguments]) == 0
-    head, columns, pixels, after = capsys.readouterr().out.splitlines()
+    assert evaluate.main(["--run_dir", str(run_dir), *arguments]) == 0
+    head, columns, pixels, after = capsys.readouterr().out.splitlines()[:4]
     assert head.startswith("validation split: 30 rows of 10 classes (known classes)")
     assert columns.split() == ["R@1", "R@5", "R@10", "R-prec", "MAP@R", "mean", "d"]
-    assert pixels.startswith("payload itself") and after.startswith("round 0")
+    assert pixels.startswith("pixels, 8 x 8") and after.startswith("round 0")
     assert float(after.split()[6]) > before + 0.05
+
+
+def test_baselines_are_the_exact_cosines_of_the_payload(small_run, tmp_path, capsys):
+    corpus = Corpus.open(small_run)
+    split = corpus.split("eval")
+    label = split.class_of(np.arange(split.rows))
+    images = np.stack([keras.ops.convert_to_numpy(tf.io.decode_png(row["image"])) for row in corpus.rows("eval")])
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    expected = retrieval(flat / np.linalg.norm(flat, axis=1, keepdims=True), label)
+    found = told(capsys, small_run, "--retrieval_only")["baselines"]["pixels, 8 x 8"]
+    assert found["map_at_r"] == pytest.approx(expected["map_at_r"], abs=1e-3)
+    assert found["mean_distance"] == pytest.approx(expected["mean_distance"], abs=1e-5)
+
+
+def test_what_is_worse_than_no_training_is_called_so(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(25), 8)
+    vectors = np.eye(32)[labels] + 0.05 * rng.standard_normal((200, 32))
+    np.savez(tmp_path / "v.npz", vectors=vectors.astype(np.float32), labels=labels.astype(str))
+    run = ["--run_dir", str(tmp_path / "run")]
+    assert ingest.main([*run, "--source", f"arrays:{tmp_path}/v.npz"]) == 0
+    assert init.main([*run, "--model", "networks:narrow"]) == 0
+    capsys.readouterr()
+    assert evaluate.main(run) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[2].startswith("vectors as given  ")
+    assert "WORSE THAN WITHOUT TRAINING: round 0 has MAP@R 0." in out and "vectors as given 1.000." in out
+
+
+def test_texts_stand_beside_their_words_and_characters(tmp_path, capsys):
+    lines = [f"the colour {'red green blue'.split()[n % 3]} number {n},c{n % 3}" for n in range(90)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    run = ["--run_dir", str(tmp_path / "run")]
+    assert ingest.main([*run, "--source", f"csv:{tmp_path}/t.csv"]) == 0 and init.main(run) == 0
+    capsys.readouterr()
+    baselines = told(capsys, tmp_path / "run", "--retrieval_only")["baselines"]
+    assert set(baselines) == {"TF-IDF of words", "TF-IDF of characters"}
+    assert all(found["map_at_r"] > 0.5 for found in baselines.values())
 
 
 def test_a_round_or_a_checkpoint_that_is_not_there_and_a_damaged_split_are_refused(small_run):

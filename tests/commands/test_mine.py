@@ -14,7 +14,7 @@ from corpora import NO_HOLD_OUT, make, write_images
 from handmade import write_corpus
 from scipy.stats import kstest
 
-from pipeline import mine, records
+from pipeline import ingest, mine, records
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import load_checkpoint
@@ -352,3 +352,16 @@ def test_the_result_is_json_if_asked_for(small_mined, tmp_path, capsys):
     assert told["already"] and told["round"] == 0
     assert (told["triplets"], told["counts"]) == (manifest.triplets, manifest.counts)
     assert told["triplet_digest"] == manifest.triplet_digest
+
+
+def test_a_collapsed_network_is_said_though_triplets_are_found(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((200, 8)).astype(np.float32) * 0.01 + 1
+    np.savez(tmp_path / "v.npz", vectors=vectors, labels=np.repeat(np.arange(5), 40).astype(str))
+    run = ["--run_dir", str(tmp_path / "run")]
+    assert ingest.main([*run, "--source", f"arrays:{tmp_path}/v.npz"]) == 0
+    assert init.main([*run, "--model", "networks:identity"]) == 0
+    capsys.readouterr()
+    for _ in range(2):  # the second time it is mined already
+        assert mine.main([*run, "--negatives", "semi-hard,hard"]) == 0
+        assert "COLLAPSED: all embeddings lie together (their mean has norm 1.000)" in capsys.readouterr().out

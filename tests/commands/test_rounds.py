@@ -21,7 +21,7 @@ from pipeline.files.layout import Run
 from pipeline.mining.manifest import TripletsManifest, open_triplets
 from pipeline.reporting.results import Best, Epoch, Evaluation, Metrics
 from trainer.recipe import read_recipe
-from trainer.rounds import Plan, Rounds, Stretch
+from trainer.rounds import HEAD, Plan, Rounds, Stretch
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_the_same_again_does_nothing_and_more_rounds_add_to_them(two_rounds, qui
     call = ["--run_dir", str(run_dir), "--rounds", "3", "--recipe", str(tmp_path / "other.toml")]
     Run(run_dir).round(1).stats.unlink()  # as if mining had been killed right after its manifest was there
     assert rounds.main(call) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:4]] == ["0", "1", "2"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[lines.index(HEAD) + 1 :][:3]] == ["0", "1", "2"]
+    assert lines[0].endswith("pixels, 8 x 8, without training") and "the rounds began with" in lines[1]
     assert outcome(run_dir)[0][:2] == before[0][:2]
     assert scalars(run_dir, "learning_rate", 2)[0] == pytest.approx(0.002)
     assert metrics_of(run_dir, 2).total_steps == sum(metrics_of(run_dir, number).steps for number in range(3))

@@ -36,7 +36,7 @@ def test_vectors(tmp_path):
     assert warmup.main([*run, "--steps", "20"]) == 0
     assert mine.main([*run, "--margin", "0.5", "--pack_rows", "3"]) == 0
     assert train.main(run) == 0
-    assert evaluate.main([*run, "--round", "0", "1", "--pixels"]) == 0
+    assert evaluate.main([*run, "--round", "0", "1"]) == 0
 
 
 @pytest.mark.parametrize("model", [[], ["--model", "networks:vectorising"]])

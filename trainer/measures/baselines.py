@@ -1,27 +1,75 @@
-"""What no network has to beat: the payload itself."""
+"""What a user has without any training: the payload itself, or its words."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.decoding import decode_records
-from pipeline.errors import InputError
+from pipeline.files import manifests
+from pipeline.files.layout import Run
+from pipeline.reporting.results import Baselines, Measures
+from trainer.measures.retrieval import retrieval
 
 BLOCK = 256
+SIDE, VALUES = 32, 1 << 28  # images of different sizes, or of so many numbers in all, are compared at this side
 
 
-def pixels(corpus: Corpus, split: Split) -> np.ndarray:
-    """float32 [rows, values], the payload of images or vectors, L2-normalised."""
+def measure_baselines(corpus: Corpus, name: str, query: np.ndarray | None = None) -> dict[str, Measures]:
+    """How well a split's rows find each other by cosine, by what is compared; measured once for a run directory.
+
+    Images: pixels. Vectors: as they come. Texts: TF-IDF of words and of characters, fitted on the train split.
+
+    Args:
+      query: bool [rows], see `retrieval`.
+    """
+    path, split = Run(corpus.run_dir).baselines(name), corpus.split(name)
+    found = manifests.read_if_there(path, Baselines)
+    if found is None or found.corpus_fingerprint != corpus.fingerprint:
+        label = split.class_of(np.arange(split.rows))
+        measures: dict[str, Measures] = {
+            title: dict(retrieval(matrix(), label, query)) for title, matrix in _compared(corpus, split)
+        }
+        found = Baselines(split=name, corpus_fingerprint=corpus.fingerprint, measures=measures)
+        manifests.write(path, found)
+    return found.measures
+
+
+def _compared(corpus: Corpus, split: Split) -> list[tuple[str, Callable[[], Any]]]:
+    """Titles, and what makes [rows, n], L2-normalised: an array or a sparse matrix."""
     feature = corpus.feature
     if feature.kind == "text":
-        raise InputError(f"{corpus.directory} holds texts; --pixels compares images and vectors")
-    shape = tuple(size for size in feature.shape if size)
-    if len(shape) < len(feature.shape):
-        raise InputError(f"{corpus.directory}: images differ in size, they cannot be compared pixel by pixel")
+        kinds: dict[str, dict[str, Any]] = {"TF-IDF of words": {"analyzer": "word"}, "TF-IDF of characters": CHARACTERS}
+        return [(title, partial(tf_idf, corpus, split, **how)) for title, how in kinds.items()]
+    shape = tuple(size or SIDE for size in feature.shape)
+    if feature.kind == "image" and (None in feature.shape or split.rows * int(np.prod(shape)) > VALUES):
+        shape = (min(shape[0], SIDE), min(shape[1], SIDE), shape[2])
+    title = "vectors as given" if feature.kind == "vector" else f"pixels, {shape[0]} x {shape[1]}"
+    return [(title, partial(payload, corpus, split, shape))]
+
+
+def payload(corpus: Corpus, split: Split, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 [rows, values], images or vectors as numbers, L2-normalised. shape: that images are scaled to."""
     rows = np.arange(split.rows)
     values = [
-        decode_records(feature, tf.constant(split.read(part)), shape).numpy()
+        decode_records(corpus.feature, tf.constant(split.read(part)), shape).numpy().reshape(len(part), -1)
         for part in np.split(rows, rows[BLOCK::BLOCK])
     ]
-    flat = np.concatenate(values).reshape(len(rows), -1)
+    flat = np.concatenate(values)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+
+
+CHARACTERS = {"analyzer": "char_wb", "ngram_range": (2, 4), "sublinear_tf": True}
+
+
+def tf_idf(corpus: Corpus, split: Split, **how: Any) -> Any:
+    """A sparse matrix [rows, terms], L2-normalised. how: for scikit-learn's TfidfVectorizer."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    def texts(name: str) -> Iterator[str]:
+        return (row["text"] for row in corpus.rows(name))
+
+    return TfidfVectorizer(dtype=np.float32, **how).fit(texts("train")).transform(texts(split.name))

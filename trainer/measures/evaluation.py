@@ -13,32 +13,39 @@ from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.files.storage import location
-from pipeline.reporting.results import Best, Evaluation, Measures
+from pipeline.reporting.results import Best, Evaluation, Measures, worse_than_untrained
 from pipeline.triplets.arrays import normalised
 from pipeline.triplets.rows import to_grid
-from trainer.measures.baselines import pixels
+from trainer.measures.baselines import measure_baselines
 from trainer.measures.retrieval import RECALL_AT, retrieval
 from trainer.measures.verification import deal_rows, verification
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Measures by what they are of. known: classes that the train split has too. Its text is a table."""
+    """Measures by what they are of. known: classes that the train split has too. baselines: without training.
+
+    Its text is a table.
+    """
 
     split: str
     rows: int
     classes: int
     known: int
+    baselines: dict[str, Measures]
     measures: dict[str, Measures]
 
     def __str__(self) -> str:
         seen = {0: "unseen classes", self.classes: "known classes"}.get(self.known, f"{self.known:,} of them known")
-        lines = [f"{self.split} split: {self.rows:,} rows of {self.classes:,} classes ({seen})", table(self.measures)]
+        lines = [f"{self.split} split: {self.rows:,} rows of {self.classes:,} classes ({seen})"]
+        lines.append(table(self.baselines | self.measures))
         if any("roc_auc" in row for row in self.measures.values()):
             lines.append(
                 "AUC, EER, VAL at a false accept rate of 1e-3, 10-fold accuracy: whether two rows are of one class"
             )
-        return "\n".join(lines)
+        last = list(self.measures)[-1]
+        worse = worse_than_untrained(self.baselines, last, self.measures[last]["map_at_r"])
+        return "\n".join([*lines, worse] if worse else lines)
 
 
 def linear_probe(embeddings: np.ndarray, label: np.ndarray) -> float:
@@ -106,7 +113,6 @@ def evaluate_rounds(
     run_dir: Path | str,
     numbers: tuple[int | str, ...] = (),
     split_name: str = "eval",
-    with_pixels: bool = False,
     **which: bool,
 ) -> Evaluated:
     """Evaluates rounds' checkpoints, the newest if none is named; each result is written into its round's folder.
@@ -114,7 +120,6 @@ def evaluate_rounds(
     Args:
       numbers: of the rounds; `best` is the one that `pipeline.rounds` kept. None given: the best, or else the newest.
       split_name: `train`, `validation` or `eval`.
-      with_pixels: also the payload itself.
       which: see `measure`.
     Raises:
       InputError: if a round has no checkpoint, or if the split is empty.
@@ -136,10 +141,8 @@ def evaluate_rounds(
         if not run.round(number).checkpoint.exists():
             raise InputError(f"round {number} has no checkpoint; the newest is round {newest.number}'s")
     split.check()
-    label, rows = split.class_of(np.arange(split.rows)), {}
+    label, rows = split.class_of(np.arange(split.rows)), dict[str, Measures]()
     query = queries_of(split) if corpus.manifest.roles else None
-    if with_pixels:
-        rows["payload itself"] = measure(pixels(corpus, split), label, query=query, **which)
     for number, title in titles.items():
         round = run.round(number)
         embedder = Embedder(load_checkpoint(round.checkpoint), corpus.feature, round.checkpoint)
@@ -151,7 +154,10 @@ def evaluate_rounds(
         )  # fmt: skip
         manifests.write(round.evaluation(split_name), evaluation)
     known = corpus.manifest.known_classes(split_name)
-    return Evaluated(split=split_name, rows=split.rows, classes=len(split.labels), known=known, measures=rows)
+    return Evaluated(
+        split=split_name, rows=split.rows, classes=len(split.labels), known=known, measures=rows,
+        baselines=measure_baselines(corpus, split_name, query),
+    )  # fmt: skip
 
 
 def queries_of(split: Split) -> np.ndarray | None:
@@ -170,11 +176,12 @@ COLUMNS = {
 
 def table(rows: dict[str, Measures]) -> str:
     shown = {head: name for head, name in COLUMNS.items() if any(name in row for row in rows.values())}
-    widths = {head: 13 if f"{name}_std" in next(iter(rows.values())) else 8 for head, name in shown.items()}
-    lines = [f"{'':<14}" + "".join(f"{head:>{widths[head]}}" for head in shown)]
+    widths = {head: 13 if any(f"{name}_std" in row for row in rows.values()) else 8 for head, name in shown.items()}
+    first = max(map(len, rows)) + 2
+    lines = [" " * first + "".join(f"{head:>{widths[head]}}" for head in shown)]
     for title, row in rows.items():
         cells = [_cell(row.get(name), row.get(f"{name}_std")) for name in shown.values()]
-        lines.append(f"{title:<14}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths.values(), strict=True)))
+        lines.append(f"{title:<{first}}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths.values(), strict=True)))
     return "\n".join(lines)
 
 

@@ -1,6 +1,9 @@
 """Every row queries all others: recall at k, R-precision, MAP@R."""
 
+from typing import Any
+
 import numpy as np
+from scipy.sparse import issparse
 
 from pipeline.corpus.corpus import Split
 from pipeline.errors import InputError
@@ -14,11 +17,11 @@ def has_queries(split: Split) -> bool:
     return bool((np.diff(split.first_rows) > 1).any())
 
 
-def retrieval(embeddings: np.ndarray, label: np.ndarray, query: np.ndarray | None = None) -> dict[str, float]:
+def retrieval(embeddings: Any, label: np.ndarray, query: np.ndarray | None = None) -> dict[str, float]:
     """Every row queries all others; or queries the gallery, as In-shop Clothes and VeRi are scored.
 
     Args:
-      embeddings: float32 [n, dim], L2-normalised. Similarities of those on the grid are exact.
+      embeddings: float32 [n, dim], L2-normalised, or a sparse matrix. Similarities of those on the grid are exact.
       label: int64 [n].
       query: bool [n], which rows are queries; the others are the gallery.
     Returns:
@@ -43,7 +46,8 @@ def retrieval(embeddings: np.ndarray, label: np.ndarray, query: np.ndarray | Non
     r_precision = precision = 0.0
     for start in range(0, len(asking), BLOCK):
         rows, r = asking[start : start + BLOCK], relevant[start : start + BLOCK, None]
-        similarity = (embeddings[rows] @ candidates).astype(np.float64)
+        similarity = embeddings[rows] @ candidates
+        similarity = (similarity.toarray() if issparse(similarity) else similarity).astype(np.float64)
         # One whole number orders by similarity, ties to the lower row; the query itself comes last.
         key = (similarity * 2.0**30).astype(np.int64) * 2**32 - np.arange(len(gallery))
         if query is None:
@@ -57,8 +61,9 @@ def retrieval(embeddings: np.ndarray, label: np.ndarray, query: np.ndarray | Non
         r_precision += ((good & within) / r).sum()
         precision += ((good & within) * at / r).sum()
     queries = len(asking)
-    total = embeddings.astype(np.float64).sum(axis=0)
-    pairwise = (total @ total - (embeddings.astype(np.float64) ** 2).sum()) / (n * (n - 1))
+    doubles = embeddings.astype(np.float64)
+    total = np.asarray(doubles.sum(axis=0)).ravel()
+    pairwise = (total @ total - (doubles.multiply(doubles) if issparse(doubles) else doubles**2).sum()) / (n * (n - 1))
     measures = {
         **{f"recall_at_{k}": hits[k] / queries for k in RECALL_AT},
         "r_precision": r_precision / queries,

@@ -90,6 +90,7 @@ def entry(number):
 
 def test_the_manifest_is_the_same_whatever_order_shards_come_in_and_if_it_is_written_twice(tmp_path):
     write_corpus(tmp_path, ["a", "a", "b"], np.eye(3, dtype=np.float32))
+    write_embeddings(tmp_path, np.eye(3, dtype=np.float32))
     job, counts = job_of(tmp_path, "triplets"), Counter(pairs=3, fallback=1, guarded=2, anchors_without_positive=1)
     graph.commit([entry(1), entry(0)], counts, job)
     first = job.round.manifest.read_bytes()
@@ -98,6 +99,7 @@ def test_the_manifest_is_the_same_whatever_order_shards_come_in_and_if_it_is_wri
     found = manifests.read(job.round.manifest, graph.TripletsManifest)
     assert [shard.file for shard in found.shards] == ["t-0.tfrecord", "t-1.tfrecord"]
     assert (found.triplets, found.packs, found.rows, found.pairs, found.fallback) == (10, 2, 8, 3, 1)
+    assert found.mean_norm == 0.5774
     assert found.counts == {"corpus": {"semi-hard": 4, "hard": 0}, "pack": {"semi-hard": 0, "hard": 6}}
     assert found.skipped["corpus"] == {"anchors_without_positive": 1} and found.guarded["corpus"] == 2
 
