@@ -32,6 +32,12 @@ def unnormalised(shape):
     return keras.Model(inputs, keras.layers.Dense(16)(keras.layers.Flatten()(inputs)))
 
 
+def zero(shape):
+    inputs = keras.Input(shape)
+    x = keras.layers.Dense(16, kernel_initializer="zeros")(keras.layers.Flatten()(inputs))
+    return keras.Model(inputs, keras.layers.UnitNormalization()(x))
+
+
 def numbers(shape):
     return unnormalised((4,))
 

@@ -15,6 +15,7 @@ from pipeline.embedding.network import checkpoint_digest, input_shape, load_chec
 from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Run
+from pipeline.process.commands import log
 from trainer import models
 from trainer.batches import class_batches
 from trainer.options import InitOptions
@@ -72,11 +73,14 @@ def first_model(corpus: Corpus, options: InitOptions) -> keras.Model:
     output_dim(model, name)
     if corpus.feature.kind == "text":
         model = models.with_vocabulary(model, _train_texts(corpus))
-    if options.normalize and not isinstance(model.layers[-1], keras.layers.UnitNormalization):
+    rows = corpus.split("train").read(np.arange(1))
+    norm = np.linalg.norm(model(decode_records(corpus.feature, tf.constant(rows), shape), training=False))
+    if np.isfinite(norm) and abs(norm - 1) > 1e-3:
         model = keras.Model(model.inputs, keras.layers.UnitNormalization(name="normalised")(model.outputs[0]))
+        log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", name, norm)
     if not given:
         _settle_statistics(model, corpus, shape, options.seed)
-    Embedder(model, corpus.feature, name)(corpus.split("train").read(np.arange(1)))  # better refused now than in mining
+    Embedder(model, corpus.feature, name)(rows)  # better refused now than in mining
     return model
 
 

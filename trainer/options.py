@@ -12,8 +12,6 @@ class InitOptions:
 
     model: str | None = None
     """package.module:function (see trainer/models.py), or a .keras file (what ships for the corpus' kind)"""
-    normalize: bool = False
-    """end the network with UnitNormalization"""
     seed: int = 0
     """of the weights"""
 

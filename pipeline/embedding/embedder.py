@@ -59,8 +59,8 @@ class Embedder:
             raise InputError(
                 f"{self.name}: {len(bad)} of {len(records)} embeddings are not L2-normalised; rows "
                 f"{(bad[:5] + first_row).tolist()}, the first is {'NaN' if np.isnan(norm[bad[0]]) else what}. "
-                f"Train from an earlier checkpoint, or end the network with keras.layers.UnitNormalization() "
-                f"(trainer.init --normalize appends it)."
+                f"Train from an earlier checkpoint, or end the network with keras.layers.UnitNormalization(), as "
+                f"trainer.init does where it is missing."
             )
         return to_grid(embeddings.astype(np.float32))
 

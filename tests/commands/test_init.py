@@ -72,8 +72,10 @@ def test_a_keras_file_is_taken_as_it_is(bare, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["networks:unnormalised", "trainer.models:convolutional"])
-def test_normalize_ends_a_network_with_unit_vectors_once(bare, name):
-    model, corpus = made(bare, "--normalize", "--model", name), Corpus.open(bare)
+def test_what_gives_no_unit_vectors_is_normalised_once_and_that_is_said(bare, name, caplog):
+    caplog.set_level("INFO", "triplet-miner")
+    model, corpus = made(bare, "--model", name), Corpus.open(bare)
+    assert ("UnitNormalization() was appended" in caplog.text) == (name == "networks:unnormalised")
     found = Embedder(model, corpus.feature, name)(corpus.split("eval").read(np.arange(20)))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-2)
     assert [type(layer).__name__ for layer in model.layers].count("UnitNormalization") == 1
@@ -87,7 +89,7 @@ def test_ones_own_text_network_is_adapted(texts, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "model", "message"),
     [
-        ("bare", "networks:unnormalised", "not L2-normalised.*trainer.init --normalize appends it"),
+        ("bare", "networks:zero", "not L2-normalised; rows .0., the first is zero"),
         ("bare", "networks:feature_map", r"gives \(None, 6, 6, 4\), expected \[batch, dim\].*pooling"),
         ("bare", "networks:two_outputs", r"expected \[batch, dim\]"),
         ("bare", "networks:vectorising", "takes string .*the corpus has image"),
