@@ -77,26 +77,32 @@ demo: .venv/installed ## three rounds on Omniglot and their report: OMNIGLOT=FOL
 	@echo "open $(CURDIR)/runs/demo/index.html"
 
 HELP := pipeline.ingest trainer.init trainer.warmup pipeline.mine trainer.train pipeline.rounds trainer.evaluate \
-  pipeline.embed pipeline.report "pipeline.records inspect" "pipeline.records verify"
+  pipeline.embed pipeline.report "pipeline.records inspect" "pipeline.records verify" \
+  "pipeline.records export"
 
 docs: .venv/installed ## write docs/commands.md anew from what each command's --help says
 	@{ sed -n '1,/^---/p' docs/commands.md; for command in $(HELP); do \
-	  printf '\n## %s\n\n```\n' "$$command"; COLUMNS=100 $(PY) -m $$command --help | sed 's/ *$$//'; echo '```'; done; } > docs/commands.new
+	  printf '\n## %s\n\n```text\n' "$$command"; COLUMNS=100 $(PY) -m $$command --help | sed 's/ *$$//'; echo '```'; done; } > docs/commands.new
 	@mv docs/commands.new docs/commands.md
 
 verify: .venv/installed ## every file below RUN_DIR against its manifest
 	@$(PY) -m pipeline.records verify "$(RUN_DIR)"
 
+AT_ONCE := --numprocesses logical --maxprocesses 4 --dist loadfile
+
 test: .venv/installed ## the tests but the slow ones
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest $(AT_ONCE) -m "not slow" $(ARGS)
 
 test-all: .venv/installed ## every test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(AT_ONCE) $(ARGS)
 
 test-web: .venv/installed ## the report in headless Chromium
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
 	  echo "test-web needs Chromium and its driver: apt-get install chromium chromium-driver"; exit 1; }
 	$(PY) -m pytest tests/slow/test_web.py $(ARGS)
+
+test-data: .venv/installed ## ingest the images and tables that pip brought along (under a minute)
+	$(PY) -m pytest -s tests/slow/test_data.py $(ARGS)
 
 test-faults: .venv/installed $(FASHION_MNIST) ## kill -9 at 54 instants, and every kind of bad input (under 30 minutes)
 	@FAULTS=1 $(PY) -m pytest tests/slow/test_stores.py -k cut_off
@@ -130,6 +136,9 @@ bench-flink: $(FLINK) $(FASHION_MNIST) ## two workers on Flink against one
 
 bench-house: .venv/installed ## how large the code is, and where it reaches into other packages
 	@$(PY) -m benchmarks.house
+
+bench-ingest: .venv/installed ## a million rows of CSV against reading and writing them once (5 minutes)
+	@$(PY) -m benchmarks.ingest $(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .

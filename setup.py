@@ -31,6 +31,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "apache-beam>=2.73,<3",
+        "duckdb>=1.4.1,<3",
         "fsspec>=2024.6",
         "google-crc32c>=1.6",
         "jinja2>=3.1",
@@ -64,8 +65,8 @@ setup(
         "s3": ["s3fs>=2024.6"],
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
         "test": [
-            "hypothesis>=6.100", "mypy>=1.13", "pandas>=2", "pytest>=8", "ruff>=0.8", "tensorflow-datasets>=4.9.4",
-            "tfrecord>=1.14.6",
+            "hypothesis>=6.100", "mypy>=1.13", "pandas>=2", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8",
+            "tensorflow-datasets>=4.9.4", "tfrecord>=1.14.6",
         ],
         "tfds": ["tensorflow-datasets>=4.9.4"],
         "web": ["selenium>=4.20"],

@@ -23,6 +23,7 @@ FOLDERS = ("errors.py", "triplets", "files", "process", "corpus", "embedding", "
 PRIVATE_MODULES = ("keras.src.", "tensorflow.python.")  # no underscore, yet no part of the interface
 PROCESS_WIDE = ("sys.modules.", "os.dup2.", "os._exit.", "gc.")
 SETTABLE = {  # attributes whose documentation says to set them
+    "connection.text_factory",  # sqlite3.Connection
     "_buffers.scores",  # threading.local
     "log.propagate",  # logging.Logger
     "optimizer.learning_rate",  # keras.optimizers.Optimizer

@@ -6,7 +6,7 @@ python -m pipeline.rounds --run_dir runs/digits --rounds 3
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
-from pipeline.process import commands, lock
+from pipeline.process import commands
 from pipeline.process.options import Common, parse_with_beam
 
 
@@ -31,8 +31,7 @@ def main(argv: list[str]) -> int:
     from trainer.rounds import run_rounds
 
     options = beam_options(rest, given)
-    with lock.hold(given.run_dir, lock.MINER, lock.TRAINER):
-        done = run_rounds(given.run_dir, given.rounds, given.recipe, options, given.patience)
+    done = run_rounds(given.run_dir, given.rounds, given.recipe, options, given.patience)
     commands.show(done, given.json)
     return 0
 

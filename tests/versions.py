@@ -59,7 +59,7 @@ def install(name: str, environment: Path, scratch: Path) -> None:
     source, constraints, packages = scratch / "source", scratch / "constraints.txt", scratch / "packages.txt"
     for package in ("pipeline", "trainer"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("setup.py", "pyproject.toml"):
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     resolution, constraint = ENVIRONMENTS[name]
     constraints.write_text(constraint)

@@ -88,8 +88,8 @@ def triplet_dataset(
       InputError: if nothing is mined, if a file is not what its manifest says, or if images differ in size and no
         input_shape is given.
 
-    >>> model.compile("adam", TripletLoss(margin=0.2))                         # doctest: +SKIP
-    >>> model.fit(triplet_dataset("runs/digits", batch_size=128), epochs=2)    # doctest: +SKIP
+    >>> model.compile("adam", TripletLoss(margin=0.2))                                  # doctest: +SKIP
+    >>> model.fit(triplet_dataset("runs/digits"), epochs=2, shuffle=False)              # doctest: +SKIP
     """
     run_dir, number = (mined.run_dir, mined.round) if isinstance(mined, Mined) else (mined, round)
     corpus = Corpus.open(run_dir)

@@ -24,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
 from pipeline.mining.manifest import TripletsManifest, open_triplets
+from pipeline.process import lock
 from pipeline.process.commands import log, postponed_stop
 from pipeline.process.progress import Stage, live
 from pipeline.reporting.results import Epoch, Metrics
@@ -130,7 +131,7 @@ def train_newest(
     schedule: Schedule | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Trained:
-    """Trains on the newest mined round, writes the next checkpoint.
+    """Trains on the newest mined round, writes the next checkpoint. Holds the run directory as its trainer.
 
     Args:
       run_dir: with a mined round.
@@ -138,8 +139,17 @@ def train_newest(
       save_seconds: between two saves of what an interrupted training goes on from, at the least.
     Raises:
       InputError: if nothing is mined, a file is not what its manifest says, or the loss is no number.
+      Locked: if another process trains there.
     """
     run_dir = storage.location(run_dir)
+    with lock.hold(run_dir, lock.TRAINER):
+        return train_held(run_dir, options, schedule, save_seconds)
+
+
+def train_held(
+    run_dir: Path, options: TrainOptions, schedule: Schedule | None = None, save_seconds: float = SAVE_SECONDS
+) -> Trained:
+    """The same, where the caller holds the run directory."""
     run, corpus = Run(run_dir), Corpus.open(run_dir)
     round = run.newest_mined()
     if round is None:
@@ -176,6 +186,11 @@ def state_path(round: Round) -> Path:
 
 def _mined_with(round: Round, manifest: TripletsManifest) -> keras.Model:
     """The checkpoint, compared with what the round was mined with."""
+    if not round.checkpoint.exists():
+        raise InputError(
+            f"round {round.number} is mined, and {round.checkpoint} is missing. Put it back; or, if the round was "
+            f"mined from embeddings, for which there is none, train on its packs yourself (docs/own-training-loop.md)."
+        )
     model = load_checkpoint(round.checkpoint)
     digest = checkpoint_digest(model)
     if digest != manifest.checkpoint_digest:

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from pipeline.errors import InputError
+
 MEMORY_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
 
 
@@ -27,6 +29,7 @@ def mean_or_zero(values: Any, counted: Any) -> Any:
     return ops.divide_no_nan(ops.sum(values * counted), ops.sum(counted))
 
 
+@keras.saving.register_keras_serializable("triplet_miner")
 class TripletLoss(keras.losses.Loss):
     """mean(max(0, margin + d_ap - d_an)), FaceNet equation 3 as a mean (https://arxiv.org/abs/1503.03832).
 
@@ -46,12 +49,15 @@ class TripletLoss(keras.losses.Loss):
         return ops.maximum(0.0, self.margin + d_ap - d_an)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
+        if y_true.shape[0] == 0:  # Keras takes no mean of nothing
+            return ops.zeros([1])
         return self.of_distances(*triplet_distances(y_pred, y_true))
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"margin": self.margin}
 
 
+@keras.saving.register_keras_serializable("triplet_miner")
 class ActiveTripletLoss(TripletLoss):
     """The sum of max(0, margin + d_ap - d_an) over the number of triplets where it is above 0.
 
@@ -67,6 +73,7 @@ class ActiveTripletLoss(TripletLoss):
         return ops.reshape(mean_or_zero(losses, ops.cast(losses > 0, "float32")), [1])
 
 
+@keras.saving.register_keras_serializable("triplet_miner")
 class ContrastiveLoss(TripletLoss):
     """mean(d_ap / 2 + max(0, margin - sqrt(d_an))^2 / 2) over the two pairs that each triplet implies.
 
@@ -120,7 +127,7 @@ class MemoryLoss(keras.losses.Loss):
     """`memory_loss` of a batch against stored embeddings: rows of its label are positives, all others negatives.
 
     y_true: integers [r], labels; or [r, 2], labels and each row's own place in the memory, -1 for none, so that it is
-    not its own positive. y_pred: [r, dim], L2-normalised.
+    not its own positive; all below 2^24, for Keras makes them float32. y_pred: [r, dim], L2-normalised.
 
     Args:
       memory: float32 [n, dim], L2-normalised. labels: integers [n].
@@ -137,10 +144,14 @@ class MemoryLoss(keras.losses.Loss):
         super().__init__(name=name, **kwargs)
         self.memory, self.labels = ops.convert_to_tensor(memory, "float32"), ops.convert_to_tensor(labels, "int32")
         self.temperature = temperature
+        largest = max(int(ops.max(self.labels)), self.labels.shape[0])
+        if largest >= 1 << 24:
+            raise InputError(f"labels and rows of the memory must be below 2^24; found {largest}. Number them anew.")
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         y_true = ops.cast(y_true, "int32")
-        labels, own = (y_true, None) if len(y_true.shape) == 1 else (y_true[:, 0], y_true[:, 1])
+        has_own = y_true.shape.rank == 2 and y_true.shape[1] == 2
+        labels, own = (y_true[:, 0], y_true[:, 1]) if has_own else (ops.reshape(y_true, [-1]), None)
         same = labels[:, None] == self.labels[None, :]
         itself = False if own is None else own[:, None] == ops.arange(self.labels.shape[0], dtype="int32")[None, :]
         n = ops.shape(labels)[0]
@@ -182,6 +193,7 @@ def triplet_semihard_loss(labels: Any, embeddings: Any, margin: float = 1.0) -> 
     return mean_or_zero(ops.maximum(0.0, margin + distance - chosen) * has_negative, ops.cast(pair, "float32"))
 
 
+@keras.saving.register_keras_serializable("triplet_miner")
 class TripletSemiHardLoss(keras.losses.Loss):
     """`triplet_semihard_loss` for `model.compile`, as TensorFlow Addons had it.
 

@@ -18,13 +18,14 @@ from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
 from pipeline.mining.job import mine
+from pipeline.process import lock
 from pipeline.process.beam import in_process
 from pipeline.process.commands import log
 from pipeline.reporting import pages
 from pipeline.reporting.facts import facts_of
 from pipeline.reporting.results import Best, Evaluation, Measures, Metrics, worse_than_untrained
 from trainer.first import write_first
-from trainer.loop import Schedule, train_newest
+from trainer.loop import Schedule, train_held
 from trainer.measures.baselines import measure_baselines
 from trainer.measures.evaluation import evaluate_rounds
 from trainer.measures.retrieval import has_queries
@@ -93,7 +94,7 @@ class Done:
     begun_with: float | None
 
     def __str__(self) -> str:
-        run = Run(Path(self.run_dir))
+        run = Run(storage.location(self.run_dir))
         lines = [
             f"validation MAP@R {measures['map_at_r']:.3f}  {name}, without training"
             for name, measures in self.baselines.items()
@@ -120,20 +121,21 @@ def run_rounds(
       beam_options: where mining runs; None runs it in this process.
       patience: rounds without a better validation MAP@R that end it.
     Raises:
+      Locked: if another process works there.
       InputError: if the plan that is under way has another recipe, if there is patience and no validation split, or if
         the embeddings have collapsed.
     """
     run_dir = storage.location(run_dir)
-    state = Rounds(run_dir, beam_options or in_process())
     recipe = read_recipe(recipe) if isinstance(recipe, str) else recipe
-    why = state.follow(state.plan(rounds, recipe, patience))
-    best = state.keep_best()
-    pages.write_index(run_dir, state.corpus)
-    began = state.history(0).get(0)
-    return Done(
-        run_dir=str(run_dir), rounds=list(state.lines()), best=best, why=why, baselines=state.baselines(),
-        begun_with=began,
-    )  # fmt: skip
+    with lock.hold(run_dir, lock.MINER, lock.TRAINER):
+        state = Rounds(run_dir, beam_options or in_process())
+        why = state.follow(state.plan(rounds, recipe, patience))
+        best = state.keep_best()
+        pages.write_index(run_dir, state.corpus)
+        return Done(
+            run_dir=str(run_dir), rounds=list(state.lines()), best=best, why=why, baselines=state.baselines(),
+            begun_with=state.history(0).get(0),
+        )  # fmt: skip
 
 
 class Rounds:
@@ -143,6 +145,11 @@ class Rounds:
         self.run_dir, self.run, self.options = run_dir, Run(run_dir), options
         self.corpus = Corpus.open(run_dir)
         self.validates = has_queries(self.corpus.split("validation"))
+        if not self.validates:
+            log.warning(
+                "%s: no class has two validation rows: nothing is measured, the newest checkpoint counts as best",
+                self.corpus.directory,
+            )
 
     def plan(self, rounds: int, recipe: Recipe, patience: int | None) -> Plan:
         """The plan on disk, made or lengthened if need be."""
@@ -193,7 +200,7 @@ class Rounds:
         if not round.next.checkpoint.exists():
             recipe = stretch.recipe
             mine(self.run_dir, recipe.mining, recipe.packing, self.options)
-            train_newest(self.run_dir, recipe.train, Schedule(first=stretch.first, rounds=stretch.last - stretch.first))
+            train_held(self.run_dir, recipe.train, Schedule(first=stretch.first, rounds=stretch.last - stretch.first))
         if not round.metrics.exists():  # somebody made room
             return
         if self.validates and self._validation(round.next) is None:

@@ -5,7 +5,7 @@ python -m trainer.train --run_dir runs/digits
 
 from dataclasses import dataclass
 
-from pipeline.process import commands, lock
+from pipeline.process import commands
 from pipeline.process.options import Common, Inline, parse
 from trainer.options import TrainOptions
 
@@ -19,9 +19,7 @@ def main(argv: list[str]) -> int:
     given = parse(Options, "trainer.train", __doc__.splitlines()[0], argv)
     from trainer.loop import train_newest
 
-    with lock.hold(given.run_dir, lock.TRAINER):
-        result = train_newest(given.run_dir, given.training)
-    commands.show(result, given.json)
+    commands.show(train_newest(given.run_dir, given.training), given.json)
     return 0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.corpus.manifest import CorpusManifest, CorpusShard, Feature, read_corpus_manifest
 from pipeline.corpus.options import IngestOptions
+from pipeline.errors import InputError
 from pipeline.files import manifests, tfrecords
 from pipeline.files.layout import Run
 from pipeline.files.manifests import check_file
@@ -132,7 +133,7 @@ class Corpus:
         Args:
           source: `NAME:ARGUMENT`, see docs/sources.md: `images:photos`, `csv:rows.csv,text=body,label=topic`; or some.
           beam_options: PipelineOptions; None runs in this process.
-          options: fields of `pipeline.corpus.options.IngestOptions`: eval_source, validation_share, seed, ...
+          options: fields of `pipeline.corpus.options.IngestOptions`: eval_source, validation_share, max_text, ...
         Raises:
           InputError: if the source cannot be read, if too much of it is rejected, or if the run directory holds
             another corpus.
@@ -140,9 +141,12 @@ class Corpus:
         from pipeline.corpus.ingest import ingest  # with Beam, which reading a corpus does without
         from pipeline.process.beam import in_process
 
-        sources = (source,) if isinstance(source, str) else tuple(source)
+        given = {"source": source, **options}
+        for name in ("source", "validation_source", "eval_source"):
+            if isinstance(given.get(name), str):
+                given[name] = (given[name],)
         with lock.hold(location(run_dir), lock.MINER):
-            ingest(location(run_dir), IngestOptions(source=sources, **options), beam_options or in_process())
+            ingest(location(run_dir), IngestOptions(**given), beam_options or in_process())
         return cls.open(run_dir)
 
     @property
@@ -159,7 +163,13 @@ class Corpus:
         return next(iter(self.manifest.features.values()))
 
     def split(self, name: str) -> Split:
-        """`train`, `validation` or `eval`."""
+        """`train`, `validation` or `eval`.
+
+        Raises:
+          InputError: for another name.
+        """
+        if name not in self.manifest.splits:
+            raise InputError(f"there is no split {name!r}; there are {', '.join(self.manifest.splits)}")
         found = self.manifest.splits[name]
         return Split(
             directory=self.directory, name=name, labels=found.labels, first_rows=np.array(found.first_rows, np.int64),

@@ -15,10 +15,12 @@ import apache_beam as beam
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.keys import (
     KEYS,
+    alike,
     assign_splits,
     common_shape,
     count_leaks,
@@ -30,6 +32,7 @@ from pipeline.corpus.keys import (
 from pipeline.corpus.manifest import INDEX, SPLITS, CorpusManifest, CorpusShard, Feature, read_corpus_manifest
 from pipeline.corpus.options import IngestOptions
 from pipeline.corpus.sources import open_sources
+from pipeline.corpus.sources.encoding import as_8_bits
 from pipeline.corpus.sources.source import Example, Rejected, Source, payload_sha256
 from pipeline.corpus.staging import Staging, read_table, write_table
 from pipeline.errors import InputError
@@ -45,7 +48,11 @@ Written = tuple[str, int, CorpusShard]  # split, number, what the manifest says 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """What is in a run directory's corpus. already: it was there before; compared: its source's files are the same."""
+    """What is in a run directory's corpus.
+
+    alike: labels that differ in case, spaces or form only. already: it was there before. compared: its source's files
+    are the same.
+    """
 
     run_dir: str
     source: str
@@ -56,7 +63,9 @@ class Ingested:
     classes: dict[str, int]
     copies: int
     label_conflicts: int
+    alike: list[list[str]]
     rejected: int
+    bits: int | None
     fingerprint: str
     already: bool
     compared: bool
@@ -76,8 +85,14 @@ class Ingested:
         for split, leaked in self.leaks.items():
             if leaked:
                 lines.append(f"  {leaked:,} rows of {split} have a copy, or a row of their group, in train")
-        if self.rejected:
-            lines.append(f"  {self.rejected:,} rejected, with reasons in {place.rejected}")
+        if self.bits:
+            lines.append(f"  images of 16 bits a pixel are among them: {2 ** max(8, self.bits) - 1:,} becomes 255")
+        if self.alike:
+            first = "; ".join(", ".join(map(ascii, names)) for names in self.alike[:3])
+            lines.append(f"  {len(self.alike):,} times labels differ only in case, spaces or form. Kept apart: {first}")
+        stored = sum(self.rows.values())
+        why = f", with reasons in {place.rejected}" if self.rejected else ""
+        lines.append(f"  {stored + self.rejected:,} rows read: {stored:,} stored, {self.rejected:,} rejected{why}")
         lines.append(f"  in {place.corpus}   next: python -m trainer.init --run_dir {self.run_dir}")
         return "\n".join(lines)
 
@@ -100,7 +115,8 @@ def ingest(
         classes={name: len(split.labels) for name, split in splits.items()},
         copies=sum(split.copies for split in splits.values()),
         label_conflicts=sum(split.label_conflicts for split in splits.values()),
-        rejected=manifest.rejected, fingerprint=manifest.fingerprint, already=already,
+        alike=alike({label for split in splits.values() for label in split.labels}),
+        rejected=manifest.rejected, bits=manifest.bits, fingerprint=manifest.fingerprint, already=already,
         compared=manifest.source_stamp is not None,
     )  # fmt: skip
 
@@ -111,13 +127,13 @@ def _make(
     # While there is a staging directory, a corpus without a manifest is a half one of ours.
     if storage.names(place.corpus) and not place.staging.exists():
         raise InputError(f"{place.corpus} holds files but no corpus.json. Remove it, or use another --run_dir.")
-    source = open_sources(options)
+    staging = Staging(place.staging.absolute())
+    source = open_sources(options, staging.path)
     if place.staging.exists():
         storage.remove(place.corpus)
         storage.remove(place.staging)
-    staging = Staging(place.staging.absolute())
     stamp = source.stamp()
-    staged = stage(str(options), source, staging, beam_options)
+    staged = stage(str(options), source, staging, options.max_text, beam_options)
     share = len(staged.rejected) / (len(staged.rejected) + len(staged.keys))
     if share > options.max_rejected:
         raise InputError(
@@ -127,11 +143,18 @@ def _make(
         )
     split, rule = assign_splits(staged.keys, options)
     given = {SPLITS[code] for code in np.unique(given_splits(staged.keys)) if code > 0}
+    for name, sources in (("validation", options.validation_source), ("eval", options.eval_source)):
+        if sources and name not in given:
+            raise InputError(
+                f"--{name}_source {' '.join(sources)}: none of its rows is left, all were rejected. The reasons are in "
+                f"{staging.rejected}."
+            )
     described = {name: describe_split(staged.keys.filter(pa.array(split == n))) for n, name in enumerate(SPLITS)}
     if not described["train"][1].rows:
         raise InputError(f"{options}: no example is left for the train split. Lower the held-out shares.")
     cut = {name: cut_shards(keys, shard_rows, SHARD_BYTES) for name, (keys, _) in described.items()}
-    shards = write_shards(cut, staging, place.corpus.absolute(), beam_options)
+    bits = pc.max(staged.keys["bits"]).as_py()
+    shards = write_shards(cut, staging, place.corpus.absolute(), beam_options, bits)
     manifest = CorpusManifest(
         source=str(options),
         source_stamp=stamp,
@@ -142,6 +165,7 @@ def _make(
         leaks=count_leaks(staged.keys, split),
         roles=staged.keys["role"].null_count < len(staged.keys),
         rejected=len(staged.rejected),
+        bits=bits,
         splits={name: replace(found, shards=shards[name]) for name, (_, found) in described.items()},
     )
     manifests.write_json_lines(place.rejected, staged.rejected)
@@ -185,11 +209,11 @@ class Staged:
     rejected: list[Rejected]
 
 
-def stage(text: str, source: Source, staging: Staging, beam_options: PipelineOptions) -> Staged:
-    """Reads a source once. text: its name."""
+def stage(text: str, source: Source, staging: Staging, max_text: int, beam_options: PipelineOptions) -> Staged:
+    """Reads a source once. text: its name. max_text: characters."""
     parts = source.parts()
     staging.save_parts(parts)
-    write = functools.partial(stage_part, kind=source.kind, read=source.read, staging=staging)
+    write = functools.partial(stage_part, kind=source.kind, read=source.read, staging=staging, max_text=max_text)
     with live(_progress("read", "parts", len(parts), staging.path, ".parquet")):
         run(
             beam_options,
@@ -217,7 +241,7 @@ def _progress(name: str, unit: str, total: int, directory: Path, suffix: str) ->
 
 
 def stage_part(
-    number: int, kind: str, read: Callable[[Any], Iterator[Example | Rejected]], staging: Staging
+    number: int, kind: str, read: Callable[[Any], Iterator[Example | Rejected]], staging: Staging, max_text: int
 ) -> int:
     """A part's number -> the same number: writes the part's examples, their keys and what was rejected."""
     kept: list[dict[str, Any]] = []
@@ -225,6 +249,11 @@ def stage_part(
 
     def records() -> Iterator[bytes]:
         for example in read(staging.read_part(number)):
+            if isinstance(example, Example) and kind == "text" and len(example.payload) > max_text:
+                length = len(bytes(example.payload).decode())
+                if length > max_text:
+                    reason = f"the text has {length:,} characters, --max_text is {max_text:,}"
+                    example = Rejected(source=example.id, reason=reason)
             if isinstance(example, Rejected):
                 rejected.append({"id": example.source.encode(), "reason": example.reason})
                 continue
@@ -251,6 +280,7 @@ def _keys(example: Example) -> dict[str, Any]:
         "label": example.label.encode(), "id": example.id.encode(), "sha256": payload_sha256(example.payload),
         "group": None if example.group is None else example.group.encode(), "shape": list(example.shape),
         "split": example.split, "role": example.role,
+        "bits": example.bits,
     }  # fmt: skip
 
 
@@ -258,13 +288,13 @@ def _keys(example: Example) -> dict[str, Any]:
 
 
 def write_shards(
-    cut: dict[str, list[pa.Table]], staging: Staging, corpus: Path, beam_options: PipelineOptions
+    cut: dict[str, list[pa.Table]], staging: Staging, corpus: Path, beam_options: PipelineOptions, bits: int | None
 ) -> dict[str, list[CorpusShard]]:
-    """Writes each split's shards, whose rows' keys are given. Returns their entries for the manifest."""
+    """Writes each split's shards, whose rows' keys are given. bits: as in the manifest. Returns its entries."""
     for split, tables in cut.items():
         for number, keys in enumerate(tables):
             write_table(staging.shard_keys(split, number), keys)
-    write = functools.partial(write_shard, staging=staging, corpus=corpus)
+    write = functools.partial(write_shard, staging=staging, corpus=corpus, bits=bits)
     with live(_progress("write", "shards", sum(map(len, cut.values())), corpus, ".npy")):
         run(
             beam_options,
@@ -283,14 +313,18 @@ def write_shards(
     return {name: [shard for split, _, shard in written if split == name] for name in cut}
 
 
-def write_shard(shard: tuple[str, int, int], staging: Staging, corpus: Path) -> Written:
+def write_shard(shard: tuple[str, int, int], staging: Staging, corpus: Path, bits: int | None) -> Written:
     """(split, number, of) -> (split, number, CorpusShard): copies a shard's records, writes its index."""
     split, number, of = shard
     keys = read_table(staging.shard_keys(split, number))
     name = f"{split}-{number:05d}-of-{of:05d}"
-    written = tfrecords.write_records(corpus / f"{name}.tfrecord", _staged_records(keys, staging))
+    records = _staged_records(keys, staging)
+    if bits and bits < 16:  # TensorFlow decodes the upper 8 of 16
+        for i in np.flatnonzero(keys["bits"].is_valid().to_numpy()):
+            records[i] = _of_8_bits(records[i], bits)
+    written = tfrecords.write_records(corpus / f"{name}.tfrecord", records)
     index = np.empty(len(keys), INDEX)
-    index["length"] = keys["length"].to_numpy()
+    index["length"] = [len(record) for record in records]
     index["offset"] = tfrecords.offsets_of(index["length"].tolist())
     index["content"], index["group"] = keys["content"].to_numpy(), keys["group_code"].to_numpy()
     path = corpus / f"{name}.index.npy"
@@ -298,6 +332,11 @@ def write_shard(shard: tuple[str, int, int], staging: Staging, corpus: Path) -> 
     return split, number, CorpusShard(
         **vars(written), index=path.name, index_bytes=path.stat().st_size, index_sha256=storage.sha256_of(path)
     )  # fmt: skip
+
+
+def _of_8_bits(record: bytes, bits: int) -> bytes:
+    features = tfrecords.parse_example(record)
+    return tfrecords.make_example(features | {"image": [as_8_bits(features["image"][0], bits)]})
 
 
 def _staged_records(keys: pa.Table, staging: Staging) -> list[bytes]:

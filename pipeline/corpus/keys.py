@@ -6,7 +6,9 @@ a reason stands for something that is no example; of such a row there is only th
 
 import collections
 import hashlib
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ KEYS = pa.schema(
     [
         ("label", pa.binary()), ("id", pa.binary()), ("sha256", pa.binary()), ("group", pa.binary()),
         ("split", pa.string()), ("role", pa.string()), ("shape", pa.list_(pa.int64())), ("part", pa.int64()),
-        ("offset", pa.int64()), ("length", pa.int64()), ("reason", pa.string()),
+        ("offset", pa.int64()), ("length", pa.int64()), ("bits", pa.int64()), ("reason", pa.string()),
     ]
 )  # fmt: skip
 
@@ -46,11 +48,22 @@ def _rejected(rows: pa.Table, reason: Callable[[dict[str, Any]], str] = lambda r
     return [Rejected(source=row["id"].decode(), reason=reason(row)) for row in rows.to_pylist()]
 
 
+def alike(labels: Iterable[str]) -> list[list[str]]:
+    """Those that differ only in case, spaces, Unicode's form, or as 0 and 0.0 do: they may be meant to be one."""
+    found = collections.defaultdict(list)
+    for label in sorted(labels):
+        plain = "".join(unicodedata.normalize("NFKC", label).casefold().split())
+        found[re.sub(r"^(-?\d+)\.0+$", r"\1", plain)].append(label)
+    return [names for names in found.values() if len(names) > 1]
+
+
 def common_shape(keys: pa.Table, kind: str) -> tuple[Feature, pa.Table, list[Rejected]]:
     """The payload of one example or more, with None where images' sizes differ; those that have it; and the others.
 
     The others are vectors of another length than most.
     """
+    if kind == "text":
+        return Feature(kind=kind, shape=(), dtype=DTYPES[kind]), keys, []
     shapes = [tuple(shape) for shape in keys["shape"].to_pylist()]
     shape: tuple[int | None, ...]
     if kind == "image":
@@ -58,7 +71,7 @@ def common_shape(keys: pa.Table, kind: str) -> tuple[Feature, pa.Table, list[Rej
         size = sizes.pop() if len(sizes) == 1 else (None, None)
         shape = (*size, max(found[2] for found in shapes))
         return Feature(kind=kind, shape=shape, dtype=DTYPES[kind]), keys, []
-    [(shape, _)] = collections.Counter(shapes).most_common(1)  # () of every text
+    [(shape, _)] = collections.Counter(shapes).most_common(1)
     fits = pa.array([found == shape for found in shapes])
     others = _rejected(
         keys.filter(pc.invert(fits)), lambda row: f"vector of {row['shape'][0]} numbers, most have {shape[0]}"

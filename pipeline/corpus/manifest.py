@@ -73,7 +73,8 @@ class CorpusManifest:
 
     source_stamp: of the source's files, see `Source.stamp`. given: splits that a source put rows into. leaks: by
     held-out split, rows with a copy, or a row of their group, in train. roles: whether rows are queries and gallery.
-    rejected: how many examples were.
+    rejected: how many examples were. bits: of images of 16 bits a pixel, how many the brightest of all uses;
+    None where there are none.
     """
 
     FORMAT: ClassVar[str] = "triplet-miner-corpus/1"
@@ -84,6 +85,7 @@ class CorpusManifest:
     split_rule: SplitRule
     rejected: int
     splits: dict[str, SplitManifest]
+    bits: int | None = None
     fingerprint: str = ""
     given: list[str] = field(default_factory=list)
     leaks: dict[str, int] = field(default_factory=dict)

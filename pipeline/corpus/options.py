@@ -28,6 +28,8 @@ class IngestOptions:
     """of the draw of what is held out"""
     max_rejected: float = 0.1
     """share of bad examples that is too much"""
+    max_text: int = 100_000
+    """characters of a text; a longer one is rejected"""
 
     def __str__(self) -> str:
         """The sources, and into which split what is held out of them goes."""
@@ -35,6 +37,9 @@ class IngestOptions:
         return " + ".join([*self.source, *(f"{name} {text}" for name, texts in held_out for text in texts)])
 
     def __post_init__(self) -> None:
+        for name in ("source", "validation_source", "eval_source"):
+            if isinstance(getattr(self, name), str):
+                raise InputError(f"{name} must be a tuple of sources; found {getattr(self, name)!r}")
         if not self.source:
             raise InputError("give --source NAME:ARGUMENT")
         for name in ("validation_share", "eval_share"):

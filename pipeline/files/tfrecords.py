@@ -8,7 +8,7 @@ import mmap
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -44,27 +44,38 @@ def write_records(path: Path, records: Iterable[bytes]) -> Shard:
     return Shard(file=path.name, records=count, bytes=size, sha256=checksum)
 
 
+def begins_with_record(path: Path) -> bool:
+    """Whether a file's first length has the right checksum."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER)
+    return int.from_bytes(header[8:], "little") == _masked_crc(header[:8])
+
+
 def read_records(path: Path) -> Iterator[bytes]:
     """Every record of a TFRecord file, both CRCs checked.
 
     Raises:
       InputError: naming the file, the record's number and what is wrong with it.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        number = position = 0
-        while position < size:
-            what = f"{path}: record {number} at byte {position}"
-            header = file.read(_HEADER)
-            if len(header) < _HEADER:
-                raise InputError(f"{what} is cut off: {len(header)} of {_HEADER} header bytes. Make the file again.")
-            length, crc = struct.unpack("<QI", header)
-            if _masked_crc(header[:8]) != crc:
-                raise InputError(f"{what} is corrupt: the length's checksum is wrong. Make the file again.")
-            if length > size - position - _HEADER - _FOOTER:
-                raise InputError(f"{what} is cut off: {length} bytes announced, the file ends before. Make it again.")
-            yield _checked(file.read(length + _FOOTER), path, position)
-            number, position = number + 1, position + _HEADER + length + _FOOTER
+        yield from records_in(file, path.stat().st_size, path)
+
+
+def records_in(file: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
+    """What `read_records` gives, of a path's content in an open file of that size."""
+    number = position = 0
+    while position < size:
+        what = f"{path}: record {number} at byte {position}"
+        header = file.read(_HEADER)
+        if len(header) < _HEADER:
+            raise InputError(f"{what} is cut off: {len(header)} of {_HEADER} header bytes. Make the file again.")
+        length, crc = struct.unpack("<QI", header)
+        if _masked_crc(header[:8]) != crc:
+            raise InputError(f"{what} is corrupt: the length's checksum is wrong. Make the file again.")
+        if length > size - position - _HEADER - _FOOTER:
+            raise InputError(f"{what} is cut off: {length} bytes announced, the file ends before. Make it again.")
+        yield _checked(file.read(length + _FOOTER), path, position)
+        number, position = number + 1, position + _HEADER + length + _FOOTER
 
 
 def _checked(data_and_crc: bytes, path: Path, position: int) -> bytes:

@@ -86,7 +86,7 @@ def open_triplets(round: Round, corpus: Corpus) -> TripletsManifest:
     return manifest
 
 
-def read_packs(run_dir: Path | str, number: int = 0) -> Iterator[dict[str, Any]]:
+def read_packs(run_dir: Path | str, round: int = 0) -> Iterator[dict[str, Any]]:
     """Every pack of a mined round, in order of its shards.
 
     A pack is a dict. row int64 [U], id, label and the payload: of its rows, bytes in lists of U (of vectors, float32
@@ -94,6 +94,6 @@ def read_packs(run_dir: Path | str, number: int = 0) -> Iterator[dict[str, Any]]
     [T].
     """
     path = location(run_dir) if isinstance(run_dir, str) else run_dir
-    mined = Run(path).round(number)
+    mined = Run(path).round(round)
     for shard in open_triplets(mined, Corpus.open(path)).shards:
         yield from map(tfrecords.parse_example, tfrecords.read_records(mined.triplets / shard.file))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.files.layout import Run
+from pipeline.files.storage import location
 from pipeline.mining.manifest import TripletsManifest
 from pipeline.packs.write import SCOPES
 
@@ -55,6 +56,10 @@ class Mined:
                 f"  COLLAPSED: all embeddings lie together (their mean has norm {self.mean_norm:.3f}). These triplets "
                 f"teach little. Start from other weights, or warm up with a lower --learning_rate, in a new --run_dir."
             )
-        lines.append(f"  in {Run(Path(self.run_dir)).round(self.round).triplets}")
-        lines.append(f"  next: python -m trainer.train --run_dir {self.run_dir}")
+        place = Run(location(self.run_dir)).round(self.round)
+        lines.append(f"  in {place.triplets}")
+        if place.checkpoint.exists():
+            lines.append(f"  next: python -m trainer.train --run_dir {self.run_dir}")
+        else:
+            lines.append("  mined from embeddings: train on its packs yourself, see docs/own-training-loop.md")
         return "\n".join(lines)

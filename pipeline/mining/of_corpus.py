@@ -1,6 +1,8 @@
 """Mining a corpus from Python: with a model in memory, a checkpoint, or embeddings of another encoder."""
 
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.corpus import Corpus
+from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
@@ -65,21 +68,32 @@ def mine_corpus(
     of_packs = {field.name for field in fields(PackOptions)} & options.keys()
     packing = PackOptions(**{name: options.pop(name) for name in of_packs})
     mining = MiningOptions(negatives=kind_shares(kind), **options)
-    with lock.hold(corpus.run_dir, lock.MINER):
+    with lock.hold(corpus.run_dir, lock.MINER, lock.TRAINER):  # the checkpoint is a trainer's to write
         if model is None:
             round, digest = _with_embeddings(corpus, embeddings)
         else:
             loaded = load_checkpoint(storage.location(model)) if isinstance(model, str | Path) else model
             round, digest = _with_model(corpus, loaded)
-        return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
+        is_new = not round.manifest.exists()
+        try:
+            return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
+        except InputError:
+            if is_new and isinstance(model, keras.Model):  # else it would be in the way of the next try
+                round.checkpoint.unlink(missing_ok=True)
+            raise
 
 
 def _with_model(corpus: Corpus, model: keras.Model) -> tuple[Round, str]:
     """The round that a model mines, where its checkpoint is then, and the checkpoint's digest."""
-    digest = checkpoint_digest(model)
-    round = _round_of(Run(corpus.run_dir), digest)
-    if not round.checkpoint.exists():
-        storage.write_atomically(round.checkpoint, model.save)
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = Path(scratch, "model.keras")
+        model.save(saved, include_optimizer=False)
+        loaded = load_checkpoint(saved)  # names of variables may be others than in memory, and they are in the digest
+        Embedder(loaded, corpus.feature, "the model")(corpus.split("train").read(np.arange(1)))
+        digest = checkpoint_digest(loaded)
+        round = _round_of(Run(corpus.run_dir), digest)
+        if not round.checkpoint.exists():
+            storage.write_atomically(round.checkpoint, lambda path: shutil.copyfile(saved, path))
     return round, digest
 
 

@@ -33,6 +33,7 @@ DRAWN, CLOSEST = 12, 12  # triplets shown
 PAIRS, EXAMPLES = 9, 3  # of confused classes
 HEAT_CLASSES = 16
 SUSPECTS = 24  # shown; the file has all
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet would run what begins with them
 SUSPECT_COLUMNS = (
     "id", "label", "looks_like", "row", "copy", "neighbours", "own", "other", "d_own", "d_other", "anchors",
 )  # fmt: skip
@@ -130,6 +131,7 @@ def write_suspects(path: Path, suspected: list[Suspect], corpus: Corpus) -> None
             table.writerow(SUSPECT_COLUMNS)
             for example, s in zip(examples, suspected, strict=True):
                 names = [example["id"][0].decode(), split.labels[s.label], split.labels[s.looks_like]]
+                names = ["'" + name if name.startswith(FORMULA) else name for name in names]
                 near = [s.neighbours, s.own, s.other, f"{s.d_own:.4f}", f"{s.d_other:.4f}"]
                 table.writerow([*names, s.row, int(s.copy), *(near if s.neighbours else [""] * 5), s.anchors])
 

@@ -73,16 +73,14 @@ def mine_triplets(
         shares=kind_shares(kind), margin=margin, pick=pick, positives=positives, seed=seed,
         min_negative_distance=min_negative_distance, min_negative_ratio=min_negative_ratio,
     )  # fmt: skip
-    vectors, label = normalised(embeddings), _codes("label", labels)
+    vectors, label = normalised(embeddings), codes_of("label", labels)
     if label.shape != vectors.shape[:1]:
         raise InputError(f"expected embeddings [n, dim] and labels [n]; found {vectors.shape}, {label.shape}")
-    if (label < 0).any():
-        missing = np.flatnonzero(label < 0)
-        raise InputError(f"{len(missing)} labels are None or NaN: rows {missing[:5].tolist()}. Leave these rows out.")
+    refuse_missing(label)
     order = np.argsort(label, kind="stable")  # a class is a range of rows
     rows, label = np.arange(len(order)), label[order]
     of_rows = {
-        name: _codes(name, given) for name, given in (("group", groups), ("content", contents)) if given is not None
+        name: codes_of(name, given) for name, given in (("group", groups), ("content", contents)) if given is not None
     }
     for name, codes in of_rows.items():
         if codes.shape != rows.shape:
@@ -106,6 +104,13 @@ def mine_triplets(
     chosen, counts = choose(rule, pairs, found)
     sides = {side: order[getattr(chosen, side)] for side in ("anchor", "positive", "negative")}
     return MinedTriplets(**{**vars(chosen), **sides}, counts=counts)
+
+
+def refuse_missing(label: np.ndarray) -> None:
+    """Raises InputError where codes say that there is no label."""
+    missing = np.flatnonzero(label < 0)
+    if len(missing):
+        raise InputError(f"{len(missing)} labels are None or NaN: rows {missing[:5].tolist()}. Leave these rows out.")
 
 
 def kind_shares(kind: str | Mapping[str, float]) -> tuple[tuple[str, float], ...]:
@@ -135,10 +140,18 @@ def _on_the_host(values: Any) -> Any:
     return values.detach().cpu() if hasattr(values, "detach") else values
 
 
-def _codes(what: str, values: Any) -> np.ndarray:
+def _is_missing(value: Any) -> bool:
+    """None, NaN, NaT; and pandas' NA, which is equal to nothing and does not say so."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
+
+
+def codes_of(what: str, values: Any) -> np.ndarray:
     """int64 [n]: equal where the values are equal, ordered as they are; -1 for None and NaN."""
     found = np.asarray(_on_the_host(values))
-    missing = np.array([value is None or value != value for value in found.ravel().tolist()], bool)
+    missing = np.array([_is_missing(value) for value in found.ravel().tolist()], bool)
     codes = np.full(found.size, -1, np.int64)
     try:
         codes[~missing] = np.unique(found.ravel()[~missing], return_inverse=True)[1].ravel()

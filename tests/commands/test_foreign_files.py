@@ -87,7 +87,8 @@ def test_a_users_own_files_stay_and_our_leftovers_go(tmp_path, dead, monkeypatch
     assert records.main(["verify", "."]) == 0
     new = set(os.listdir(project)) - {path.name for path in theirs if path.parent == project}
     assert new - {OURS.format(dead)} == {
-        "corpus", "index.html", "plan.json", "x.npz", ".lock-mine", ".lock-train",
+        "corpus", "index.html", "plan.json", "x.npz", ".lock-mine", ".lock-train", "baselines-eval.json",
+        "baselines-validation.json",
     }  # fmt: skip
 
 

@@ -1,15 +1,19 @@
 """Several sources, test sets of one's own, and what goes out again."""
 
+import csv
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from corpora import png
 
 from pipeline import Corpus, InputError, embed, ingest, mine_corpus, read_packs, records
 from pipeline.files.layout import Run
 from trainer import evaluate, evaluate_rounds, init
 from trainer.measures.retrieval import retrieval
+
+ALL = {"validation_share": 0.0, "eval_share": 0.0, "max_rejected": 0.5}
 
 
 def vectors(path, classes, each, seed=0, **more):
@@ -59,6 +63,31 @@ def test_sources_of_two_kinds_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\na,b\n")
     with pytest.raises(InputError, match="one kind of payload"):
         Corpus.ingest([vectors(tmp_path / "a.npz", range(3), 4), f"csv:{tmp_path}/t.csv"], tmp_path / "run")
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "dev", "eval"), ("train", "test")])
+def test_folders_of_splits_are_splits(tmp_path, names):
+    for folder in names:
+        for label in ("cat", "dog"):
+            for number in range(4):
+                path = tmp_path / "images" / folder / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png((sum(map(ord, folder + label)) * 7 + number) % 256))
+    corpus = Corpus.ingest(f"images:{tmp_path}/images", tmp_path / "run", validation_share=0.0)
+    rows = {name: corpus.split(name).rows for name in ("train", "validation", "eval")}
+    assert rows == {"train": 8, "validation": 8 * (len(names) == 3), "eval": 8}
+    assert corpus.split("train").labels == ["cat", "dog"] == corpus.split("eval").labels
+    assert all(row["id"].startswith(names[0]) for row in corpus.rows("train"))
+
+
+def test_a_class_called_test_is_a_class(tmp_path):
+    for label in ("train", "test", "pear"):
+        for number in range(4):
+            path = tmp_path / "images" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png((sum(map(ord, label)) * 7 + number) % 256))
+    corpus = Corpus.ingest(f"images:{tmp_path}/images", tmp_path / "run", validation_share=0.0, eval_share=0.0)
+    assert corpus.split("train").labels == ["pear", "test", "train"]
 
 
 def test_leaks_into_a_given_split_are_said(tmp_path, capsys):
@@ -135,3 +164,98 @@ def test_the_best_round_is_what_is_evaluated_and_embedded(small_mined, tmp_path,
     assert str(Run(run_dir).best_checkpoint) in capsys.readouterr().out
     again = Corpus.ingest(f"arrays:{out}", tmp_path / "again")
     assert again.feature.shape == (64,) and sum(split.rows for split in again.manifest.splits.values()) == 300
+
+
+def test_a_column_says_the_split_and_another_who_asks(tmp_path, capsys):
+    rows = [f"red {n},r,{'test' if n % 3 == 0 else 'train'},{'query' if n % 2 else 'gallery'}" for n in range(24)]
+    rows += [f"blue {n},b,{'test' if n % 3 == 0 else 'train'},{'query' if n % 2 else 'gallery'}" for n in range(24)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label,split,asks", *rows, "odd,b,later,query"]) + "\n")
+    call = ["--run_dir", str(tmp_path / "run"), "--source", f"csv:{tmp_path}/t.csv,role=asks"]
+    assert ingest.main([*call, "--validation_share", "0"]) == 0
+    assert "eval as given" in capsys.readouterr().out
+    corpus = Corpus.open(tmp_path / "run")
+    assert (corpus.split("train").rows, corpus.split("eval").rows, corpus.manifest.rejected) == (32, 16, 1)
+    assert "its split is 'later'" in Run(tmp_path / "run").rejected.read_text()
+    assert init.main(call[:2]) == 0
+    found = evaluate_rounds(tmp_path / "run", retrieval_only=True)
+    assert found.measures["round 0"]["queries"] == 8 == found.baselines["TF-IDF of words"]["queries"]
+
+
+def test_pairs_without_labels_have_a_label_of_their_own(tmp_path):
+    more = [{"neg": [f"wrong {n}"]} for n in range(30)]
+    pairs = [{"query": f"question {n}?", "pos": [f"answer {n} a", f"answer {n} b"]} | more[n] for n in range(30)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    corpus = Corpus.ingest(f"jsonl:{tmp_path}/t.jsonl", tmp_path / "run", validation_share=0.0, eval_share=0.0)
+    rows = list(corpus.rows())
+    assert len(rows) == 120 and corpus.manifest.rejected == 0
+    assert sorted(row["text"] for row in rows if row["label"] == "question 7?") == [
+        "answer 7 a", "answer 7 b", "question 7?"
+    ]  # fmt: skip
+    (tmp_path / "t.csv").write_text("anchor,positive\na1,p1\na1,p2\na2,p3\n")
+    corpus = Corpus.ingest(f"csv:{tmp_path}/t.csv", tmp_path / "csv", validation_share=0.0, eval_share=0.0)
+    assert [(row["label"], row["text"]) for row in corpus.rows()] == [
+        ("a1", "a1"), ("a1", "p1"), ("a1", "a1"), ("a1", "p2"), ("a2", "a2"), ("a2", "p3")
+    ]  # fmt: skip
+
+
+def test_places_that_two_sources_share_are_no_ids(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        vectors(tmp_path / f"{name}.npz", range(3), 8, seed)
+        with np.load(tmp_path / f"{name}.npz") as data:
+            np.savez(tmp_path / f"{name}.npz", vectors=data["vectors"], labels=data["labels"])
+    corpus = Corpus.ingest(f"arrays:{tmp_path}/a.npz", tmp_path / "run", eval_source=f"arrays:{tmp_path}/b.npz")
+    assert corpus.manifest.rejected == 0 and corpus.split("eval").rows == 24
+
+
+def test_a_test_set_of_which_nothing_is_left_is_refused(tmp_path):
+    train = vectors(tmp_path / "a.npz", range(3), 80)
+    with np.load(tmp_path / "a.npz") as data:
+        np.savez(tmp_path / "b.npz", vectors=data["vectors"][:3], labels=data["labels"][:3], ids=data["ids"][:3])
+    with pytest.raises(InputError, match="--eval_source .*: none of its rows is left"):
+        Corpus.ingest(train, tmp_path / "run", eval_source=f"arrays:{tmp_path}/b.npz")
+
+
+def test_a_loose_file_beside_the_classes_leaves_the_splits(tmp_path):
+    for folder in ("train", "test"):
+        for number in range(8):
+            path = tmp_path / "images" / folder / f"c{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(number + 100 * (folder == "test")))
+    (tmp_path / "images/train/classes.txt").write_text("c0 c1")
+    (tmp_path / "images/README.md").write_text("pictures")
+    source = f"images:{tmp_path}/images"
+    corpus = Corpus.ingest(source, tmp_path / "run", validation_share=0.0, max_rejected=0.2)
+    assert corpus.split("train").labels == ["c0", "c1"] and corpus.split("eval").rows == 8
+    assert corpus.manifest.rejected == 2
+
+
+def test_cells_of_several_lines_in_a_right_file_stay_whole(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for number in range(300):
+        lines = [f"{'Thanks, Bob' if rng.random() < 0.3 else 'see you'} {number}" for _ in range(rng.integers(1, 4))]
+        rows.append([f"c{number % 5}", "\n".join(lines)])
+    with open(tmp_path / "t.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["label", "text"], *rows])
+    corpus = Corpus.ingest(f"csv:{tmp_path}/t.csv", tmp_path / "run", validation_share=0.0, eval_share=0.0)
+    assert sorted([row["label"], row["text"]] for row in corpus.rows()) == sorted(rows)
+
+
+@pytest.mark.parametrize("how", ["encoding=latin-1", "sep=;"])
+def test_pairs_in_files_of_other_kinds(tmp_path, how):
+    sep = how[4:] if how.startswith("sep") else ","
+    (tmp_path / "t.csv").write_text(f'anchor{sep}positive\nä{sep}p1\n{sep}p2\n"b" x{sep}p3\n', encoding="latin-1")
+    source = f"csv:{tmp_path}/t.csv" + ",encoding=latin-1"
+    corpus = Corpus.ingest(source, tmp_path / "run", validation_share=0.0, eval_share=0.0, max_rejected=0.9)
+    assert [row["text"] for row in corpus.rows() if row["label"] == "ä"] == ["ä", "p1"]
+    assert "its anchor is empty" in Run(tmp_path / "run").rejected.read_text()
+
+
+def test_odd_cells_are_rejected_one_by_one(tmp_path):
+    cells = [[1.0, 2.0], {"a": 1}, [10**400], "x"]
+    rows = [{"vector": cell, "label": "a"} for cell in cells] + [{"vector": [3.0, n], "label": "b"} for n in range(9)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    corpus = Corpus.ingest(f"jsonl:{tmp_path}/t.jsonl", tmp_path / "run", **ALL)
+    assert corpus.manifest.rejected == 3
+    (tmp_path / "s.jsonl").write_text('{"text": ["a", "b"], "label": "x"}\n{"text": "c", "label": "x"}\n')
+    corpus = Corpus.ingest(f"jsonl:{tmp_path}/s.jsonl", tmp_path / "texts", **ALL)
+    assert [row["text"] for row in corpus.rows()] == ["c"]

@@ -52,6 +52,8 @@ def test_a_corpus_is_opened_as_it_was_ingested(corpus, capfd):
         Corpus.ingest("digits", corpus.run_dir)
     with pytest.raises(ValueError, match="corpus.json is missing"):
         Corpus.open(corpus.run_dir / "elsewhere")
+    with pytest.raises(InputError, match="no split 'test'; there are train, validation, eval"):
+        next(corpus.rows("test"))
     assert capfd.readouterr().out == ""
 
 
@@ -97,6 +99,9 @@ def test_embeddings_of_another_encoder_give_what_its_model_gives(corpus, tmp_pat
     other = Corpus.ingest(corpus.manifest.source, tmp_path / "other", eval_share=0.3)
     given = mine_corpus(other, embeddings=model(images), pack_rows=64)
     assert given.triplet_digest == mined.triplet_digest and not (tmp_path / "other/rounds/0000/checkpoint").exists()
+    assert "mined from embeddings" in str(given) and "next: python -m trainer.train" in str(mined)
+    with pytest.raises(InputError, match="mined from embeddings, for which there is none"):
+        train_newest(other.run_dir)
     assert mine_corpus(other, embeddings=model(images).numpy(), pack_rows=64).already
     assert mine_corpus(other, embeddings=images.reshape(len(images), -1), pack_rows=64).round == 1
     for wrong, why in ((np.ones((5, 4)), "5 rows"), (images * np.nan, "expected embeddings"), (None, "either")):
@@ -169,3 +174,45 @@ def test_arrays_of_other_frameworks_and_missing_labels():
     np.testing.assert_array_equal(found.negative, mine_triplets(data, labels).negative)
     with pytest.raises(InputError, match=r"2 labels are None or NaN: rows \[0, 3\]"):
         mine_triplets(data[:4], [None, "a", "b", float("nan")])
+
+
+def sequential() -> keras.Model:
+    layers = keras.layers
+    return keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(8), layers.UnitNormalization()])
+
+
+def test_a_sequential_model_and_a_compiled_one_are_mined_and_loaded(corpus, tmp_path):
+    corpus, model = fresh(corpus, tmp_path), sequential()
+    model.compile("adam", TripletLoss(0.2))
+    mined = mine_corpus(corpus, model, pack_rows=64)
+    assert mine_corpus(corpus, model, pack_rows=64).already and mined.round == 0
+    model.save(tmp_path / "own.keras")
+    assert keras.models.load_model(tmp_path / "own.keras").loss.margin == 0.2
+
+
+def test_what_is_refused_is_not_in_the_way(corpus, tmp_path):
+    corpus = fresh(corpus, tmp_path)
+    wide = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.UnitNormalization()])
+    for model, options in ((wide, {}), (network(), {"packs": "spread", "positives": 2, "fill": 2})):
+        with pytest.raises(InputError):
+            mine_corpus(corpus, model, pack_rows=32, **options)
+    assert mine_corpus(corpus, network(1), pack_rows=64).round == 0
+
+
+def test_labels_that_are_missing_or_too_large_are_refused():
+    with pytest.raises(InputError, match="2 labels are None or NaN"):
+        evaluate_embeddings(np.eye(4), [1, 1, None, float("nan")])
+    with pytest.raises(InputError, match=r"below 2\^24"):
+        MemoryLoss(np.eye(2, dtype=np.float32), [7, 20_000_001])
+
+
+
+
+def test_one_trainer_at_a_time_from_python_too(small_mined):
+    from pipeline.errors import Locked
+    from pipeline.process import lock
+
+    with lock.hold(small_mined, lock.TRAINER):
+        for work in (train_newest, run_rounds):
+            with pytest.raises(Locked):
+                work(small_mined)

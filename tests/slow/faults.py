@@ -48,11 +48,11 @@ def main(argv):
     from trainer.options import TrainOptions, WarmupOptions
     from trainer.warming import warm_up
     what, run_dir = argv[0], Path(argv[-1])
-    with lock.hold(run_dir, lock.TRAINER):
-        if what == "warmup":
+    if what == "warmup":
+        with lock.hold(run_dir, lock.TRAINER):
             warm_up(run_dir, WarmupOptions(steps=60), save_seconds=0.2)
-        else:
-            train_newest(run_dir, TrainOptions(), save_seconds=0.2)
+    else:
+        train_newest(run_dir, TrainOptions(), save_seconds=0.2)
     return 0
 
 commands.run(main)
@@ -443,7 +443,7 @@ BAD = {
     "too many bad images": Bad(
         make=lambda r: _ingest(r, f"images:{_images(r, p=b'1', q=b'2', s=b'3')}"), says="--max_rejected is 10.0%"
     ),
-    "no image at all": Bad(make=lambda r: _ingest(r, f"images:{r / 'corpus'}"), says="no .png"),
+    "no image at all": Bad(make=lambda r: _ingest(r, f"images:{r / 'corpus'}"), says="no folder with files in it"),
     "no such source": Bad(make=lambda r: _ingest(r, "imagenet"), says="no source is called"),
     "no labels": Bad(make=lambda r: _ingest(r, _arrays(r, vectors=_vectors())), says="needs `labels`"),
     "pickled arrays": Bad(

@@ -65,7 +65,7 @@ def wheel(tmp_path_factory):
     directory = tmp_path_factory.mktemp("wheel")
     for name in ("pipeline", "trainer"):
         shutil.copytree(ROOT / name, directory / "source" / name)
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, directory / "source")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = ["--no-deps", "--no-build-isolation", "--wheel-dir", directory, directory / "source"]

@@ -62,5 +62,6 @@ def test_installed_commands_work_beside_a_users_own_modules(tmp_path):
     run("report", "--run_dir", ".")
     assert "everything as listed" in run("records", "verify", ".")
     assert sorted(os.listdir(project)) == [
-        ".lock-mine", ".lock-train", "best", "corpus", "index.html", "pipeline.py", "plan.json", "rounds", "trainer",
+        ".lock-mine", ".lock-train", "baselines-validation.json", "best", "corpus", "index.html", "pipeline.py",
+        "plan.json", "rounds", "trainer",
     ]  # fmt: skip

@@ -4,15 +4,18 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import io
 import re
 from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from fences import PAGES, ROOT, RUN, SHOWN, blocks_of
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+import pipeline
+import trainer
+
 COMMANDS = {
     "pipeline.ingest", "pipeline.mine", "pipeline.embed", "pipeline.rounds", "pipeline.report", "pipeline.records",
     "trainer.init", "trainer.warmup", "trainer.train", "trainer.evaluate",
@@ -55,7 +58,7 @@ def helps() -> dict[str, list[str]]:
 
 def help_of(command: str) -> list[str]:
     main, texts = importlib.import_module(command).main, []
-    for subcommand in (["inspect"], ["verify"]) if command == "pipeline.records" else ([],):
+    for subcommand in (["inspect"], ["verify"], ["export"]) if command == "pipeline.records" else ([],):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
             main([*subcommand, "--help"])
@@ -65,6 +68,34 @@ def help_of(command: str) -> list[str]:
 
 def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size <= 8192
+
+
+@every_page
+def test_every_block_says_what_it_is(page):
+    found = blocks_of(page)
+    assert len(re.findall(r"^```", page.read_text(encoding="utf-8"), re.MULTILINE)) == 2 * len(found)
+    for block in found:
+        where = f"{page.name}, line {block.line}"
+        assert block.language in RUN + SHOWN, f"{where}: {block.language!r}"
+        assert block.said or not block.mark, f"{where}: {block.mark}, and no reason or name"
+        left_out = block.language in RUN and block.mark == "not run"
+        assert not (left_out and page.name.startswith(("README", "tutorial"))), f"{where} must run"
+
+
+def test_python_api_names_all_that_is_public():
+    """Each name has a section, and there each parameter is named between backticks."""
+    text = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### (\w[\w.]*)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
+    public = {name: getattr(package, name) for package in (pipeline, trainer) for name in package.__all__}
+    corpus = public["Corpus"]
+    methods = {f"Corpus.{name}": getattr(corpus, name) for name in ("ingest", "open", "rows", "split")}
+    assert set(sections) == set(public) - {"Corpus"} | set(methods)
+    for name, value in (public | methods).items():
+        if name in ("Corpus", "InputError"):
+            continue
+        for parameter in inspect.signature(value).parameters:
+            if parameter not in ("self", "name", "kwargs"):
+                assert f"`{parameter}`" in sections[name], f"{name}: {parameter} is not described"
 
 
 @every_page

@@ -14,7 +14,7 @@ from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.files.storage import location
 from pipeline.reporting.results import Best, Evaluation, Measures, worse_than_untrained
-from pipeline.triplets.arrays import normalised
+from pipeline.triplets.arrays import codes_of, normalised, refuse_missing
 from pipeline.triplets.rows import to_grid
 from trainer.measures.baselines import measure_baselines
 from trainer.measures.retrieval import RECALL_AT, retrieval
@@ -103,7 +103,8 @@ def evaluate_embeddings(embeddings: Any, labels: Any, *, retrieval_only: bool = 
     >>> evaluate_embeddings([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], ["a", "a", "b", "b"])["map_at_r"]
     1.0
     """
-    vectors, (_, code) = normalised(embeddings), np.unique(np.asarray(labels), return_inverse=True)
+    vectors, code = normalised(embeddings), codes_of("label", labels)
+    refuse_missing(code)
     if code.shape != vectors.shape[:1]:
         raise InputError(f"expected embeddings [n, dim] and labels [n]; found {vectors.shape}, {code.shape}")
     return measure(to_grid(vectors), code, retrieval_only, nmi)
@@ -111,14 +112,14 @@ def evaluate_embeddings(embeddings: Any, labels: Any, *, retrieval_only: bool = 
 
 def evaluate_rounds(
     run_dir: Path | str,
-    numbers: tuple[int | str, ...] = (),
+    rounds: tuple[int | str, ...] = (),
     split_name: str = "eval",
     **which: bool,
 ) -> Evaluated:
     """Evaluates rounds' checkpoints, the newest if none is named; each result is written into its round's folder.
 
     Args:
-      numbers: of the rounds; `best` is the one that `pipeline.rounds` kept. None given: the best, or else the newest.
+      rounds: numbers; `best` is the one that `pipeline.rounds` kept. None given: the best, or else the newest.
       split_name: `train`, `validation` or `eval`.
       which: see `measure`.
     Raises:
@@ -132,11 +133,14 @@ def evaluate_rounds(
     if newest is None:
         raise InputError(f"{run_dir} has no checkpoint. Make a first one: python -m trainer.init --run_dir {run_dir}")
     best = manifests.read_if_there(run.best, Best)
-    if not numbers:
-        numbers = ("best",) if best else (newest.number,)
-    if "best" in numbers and not best:
+    if not rounds:
+        rounds = ("best",) if best else (newest.number,)
+    if "best" in rounds and not best:
         raise InputError(f"{run.best} is missing: pipeline.rounds keeps the best checkpoint. Name a round's number.")
-    titles = {best.round if best and number == "best" else int(number): number for number in numbers}
+    unknown = [name for name in rounds if isinstance(name, str) and name != "best"]
+    if unknown:
+        raise InputError(f"there is no round {unknown[0]!r}; give numbers, or best")
+    titles = {best.round if best and number == "best" else int(number): number for number in rounds}
     for number in titles:
         if not run.round(number).checkpoint.exists():
             raise InputError(f"round {number} has no checkpoint; the newest is round {newest.number}'s")

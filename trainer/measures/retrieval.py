@@ -61,9 +61,9 @@ def retrieval(embeddings: Any, label: np.ndarray, query: np.ndarray | None = Non
         r_precision += ((good & within) / r).sum()
         precision += ((good & within) * at / r).sum()
     queries = len(asking)
-    doubles = embeddings.astype(np.float64)
-    total = np.asarray(doubles.sum(axis=0)).ravel()
-    pairwise = (total @ total - (doubles.multiply(doubles) if issparse(doubles) else doubles**2).sum()) / (n * (n - 1))
+    total = np.asarray(embeddings.sum(axis=0, dtype=np.float64)).ravel()
+    squares = embeddings.multiply(embeddings) if issparse(embeddings) else np.square(embeddings)
+    pairwise = (total @ total - squares.sum(dtype=np.float64)) / (n * (n - 1))
     measures = {
         **{f"recall_at_{k}": hits[k] / queries for k in RECALL_AT},
         "r_precision": r_precision / queries,

@@ -8,6 +8,7 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.options import IngestOptions
@@ -16,25 +17,28 @@ from pipeline.errors import InputError
 
 SOURCES = {  # what is given to --source, up to the colon the name of a module here; what it reads
     "digits": "scikit-learn's 1,797 digits",
-    "images:DIR": "one folder a class, PNG or JPEG; nested folders make its name",
-    "csv:FILE,label=COLUMN": "text=, path= (of images) or vector=, label=, id=, group= COLUMN",
+    "images:DIR": "one folder a class, images of any kind; nested folders make its name",
+    "csv:FILE,label=COLUMN": "text=, path= (of images) or vector=, label=, id=, group= COLUMN; sep=, quote=, encoding=",
+    "jsonl:FILE,label=KEY": "the same keys of JSON objects, one a line",
     "parquet:FILE,label=COLUMN": "the same, or image= (encoded bytes)",
-    "tfrecord:GLOB,label=FEATURE": "image=, text= or vector=, label=, id=, group= FEATURE",
-    "tfds:NAME,label=FEATURE": "prepared on disk by tensorflow-datasets; data_dir=",
+    "sql:FILE.sql,label=COLUMN": "what a SELECT finds in files, or in db=FILE of DuckDB or SQLite",
+    "tfrecord:GLOB,label=FEATURE": "image=, text= or vector=, label=, id=, group= FEATURE; dtype=, shape=",
+    "tfds:NAME,label=FEATURE": "prepared on disk by tensorflow-datasets; data_dir=, split=train+test",
     "arrays:FILE.npz": "images or vectors, labels, and if you like ids, groups",
     "fashion_mnist:DIR": "the four IDX files",
 }
+TABLES = ("csv", "jsonl", "parquet", "sql")
 
 
-def open_sources(options: IngestOptions) -> Source:
-    """All sources as one, whose examples carry the split that their source is given for.
+def open_sources(options: IngestOptions, scratch: Path | None = None) -> Source:
+    """All sources as one, whose examples carry the split that their source is given for. scratch: see `open_source`.
 
     Raises:
       InputError: if their payloads differ in kind; see `open_source`.
     """
     held_out = ((None, options.source), ("validation", options.validation_source), ("eval", options.eval_source))
     texts = [(split, text) for split, texts in held_out for text in texts]
-    opened = [open_source(text) for _, text in texts]
+    opened = [open_source(text, scratch and scratch / f"source-{n}") for n, (_, text) in enumerate(texts)]
     kinds = {source.kind: text for source, (_, text) in zip(opened, texts, strict=True)}
     if len(kinds) > 1:
         raise InputError(f"sources of one corpus have one kind of payload; found {kinds}")
@@ -53,11 +57,15 @@ def _read(part: tuple[int, Any], readers: list[tuple[Callable[[Any], Iterator[Ex
     number, own = part
     read, split = readers[number]
     for found in read(own):
-        yield replace(found, split=split) if split and isinstance(found, Example) else found
+        if isinstance(found, Example):
+            id = found.id if found.id_given or len(readers) == 1 else f"{number}/{found.id}"  # places may be the same
+            yield replace(found, id=id, split=split or found.split)
+        else:
+            yield found
 
 
-def open_source(text: str) -> Source:
-    """text: as it is given to `--source`.
+def open_source(text: str, scratch: Path | None = None) -> Source:
+    """text: as it is given to `--source`. scratch: a folder for copies that workers reach, while it is read.
 
     Raises:
       InputError: if there is no such source, or what its argument names is not there or not as it must be.
@@ -69,8 +77,8 @@ def open_source(text: str) -> Source:
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"no source is called {name!r}; {hint}There are {', '.join(SOURCES)}.")
     try:
-        module = importlib.import_module(f"{__name__}.{name}")
+        module = importlib.import_module(f"{__name__}.{'tables' if name in TABLES else name}")
     except ImportError as error:
         raise InputError(f"{name}: {error}. The extra {name} brings it: pip install .[{name}]") from None
-    source: Source = module.open_source(argument)
+    source: Source = module.open_source(*([name, argument, scratch] if name in TABLES else [argument]))
     return source

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpus.sources.encoding import encode_png
+from pipeline.corpus.sources.fields import as_key
 from pipeline.corpus.sources.source import PART_ROWS, Example, Rejected, Source
 from pipeline.errors import InputError
 
@@ -35,9 +36,11 @@ def read(part: tuple[str, int, int]) -> Iterator[Example | Rejected]:
     npz = _cached(path, os.stat(path).st_mtime_ns)
     for row, value in enumerate(npz.rows(start, stop), start):
         try:
-            keys = {name: _text(values[row]) for name, values in npz.keys.items()}
-        except UnicodeDecodeError:
-            yield Rejected(source=f"row {row}", reason="id, label or group is not UTF-8")
+            keys = {name: as_key(name.removesuffix("s"), values[row]) for name, values in npz.keys.items()}
+            if keys["labels"] is None:
+                raise ValueError("it has no label")
+        except ValueError as error:
+            yield Rejected(source=f"row {row}", reason=str(error))
             continue
         payload: bytes | np.ndarray
         if npz.name == "images":
@@ -47,12 +50,10 @@ def read(part: tuple[str, int, int]) -> Iterator[Example | Rejected]:
             if not np.isfinite(payload).all():
                 yield Rejected(source=f"row {row}", reason="the vector holds NaN or infinity")
                 continue
-        id = keys.get("ids", f"{row:010d}")
-        yield Example(id=id, label=keys["labels"], payload=payload, shape=shape, group=keys.get("groups"))
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+        id = keys.get("ids") or f"{row:010d}"
+        yield Example(
+            id=id, label=keys["labels"], payload=payload, shape=shape, group=keys.get("groups"), id_given="ids" in keys
+        )
 
 
 class Npz:

@@ -2,46 +2,33 @@
 
 import difflib
 import glob
+import hashlib
+import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.corpus.sources.encoding import image_shape
-from pipeline.corpus.sources.source import Example, Rejected, Source
+from pipeline.corpus.sources.encoding import EncodedImage, read_image
+from pipeline.corpus.sources.source import ROLES, SPLIT_NAMES, Example, Rejected
 from pipeline.errors import InputError
 
 PAYLOADS = {"path": "image", "image": "image", "text": "text", "vector": "vector"}  # a field, and its payload's kind
-KEYS = ("label", "id", "group")
+PAIRS = {"anchor": "query", "positive": "pos", "negative": "neg"}  # texts without labels, and what else they are called
+KEYS = ("label", "id", "group", "split")
+LABEL = 80  # characters of an anchor that name its pair
 
 
-def open_tables(
-    source: str,
-    argument: str,
-    columns: Callable[[Path], list[str]],
-    parts: Callable[[Path, str, dict[str, str]], Iterable[Any]],
-    read: Callable[[Any], Iterator[Example | Rejected]],
-) -> Source:
-    """The source of `PATTERN,field=column,...`: the fields of its first file are those of all.
+def matching_files(source: str, pattern: str) -> list[tuple[Path, str]]:
+    """The files that match, in order, and each one's name below the part of the pattern that is fixed.
 
-    columns: of a file. parts: of a file, its name below the fixed part of the pattern, and its fields.
+    A file that is there is meant, whatever its name.
     """
-    pattern, declared = split_fields(source, argument)
-    files = _matching_files(source, pattern)
-    fields = choose_fields(f"{source}:{pattern}", declared, columns(files[0][0]))
-    return Source(
-        kind=kind_of(fields),
-        files=None if "path" in fields else [path for path, _ in files],  # the images may have changed
-        parts=lambda: [part for path, name in files for part in parts(path, name, fields)],
-        read=read,
-    )
-
-
-def _matching_files(source: str, pattern: str) -> list[tuple[Path, str]]:
-    """The files that match, in order, and each one's name below the part of the pattern that is fixed."""
+    if os.path.isfile(pattern):
+        return [(Path(pattern).absolute(), os.path.basename(pattern))]
     fixed = re.split(r"[*?[]", pattern)[0]
     root = fixed if glob.has_magic(pattern) and fixed.endswith("/") else os.path.dirname(fixed)
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
@@ -51,15 +38,19 @@ def _matching_files(source: str, pattern: str) -> list[tuple[Path, str]]:
 
 
 def split_fields(source: str, argument: str, more: Sequence[str] = ()) -> tuple[str, dict[str, str]]:
-    """`FILE,label=category,text=body`: the file, and which of its columns is what. more: other fields there may be."""
-    pieces, fields = argument.split(","), {}
-    known = [*PAYLOADS, *KEYS, *more]
-    while len(pieces) > 1 and re.match(r"[A-Za-z_]+=", pieces[-1]):
-        ours, _, theirs = pieces.pop().partition("=")
+    """`FILE,label=category,text="body, long"`: the file, and what its columns are. more: what else one may say."""
+    fields: dict[str, str] = {}
+    known = [*PAYLOADS, *PAIRS, *KEYS, "role", *more]
+    while not os.path.isfile(argument) and (found := _LAST_FIELD.fullmatch(argument)):
+        argument, ours, theirs = found.groups()
         if ours not in known:
-            raise InputError(f"{source}:{argument}: {ours}= means nothing{_nearest(ours, known)}")
-        fields[ours] = theirs
-    return ",".join(pieces), fields
+            raise InputError(f"{source}:{argument},{ours}={theirs}: {ours}= means nothing{_nearest(ours, known)}")
+        is_quoted = len(theirs) > 1 and theirs[0] == theirs[-1] == '"'
+        fields[ours] = theirs[1:-1].replace('""', '"') if is_quoted else theirs
+    return argument, fields
+
+
+_LAST_FIELD = re.compile(r'(.*),([A-Za-z_]+)=("(?:[^"]|"")*"|[^,]*)', re.DOTALL)
 
 
 def choose_fields(what: str, declared: Mapping[str, str], there: Sequence[str]) -> dict[str, str]:
@@ -70,6 +61,10 @@ def choose_fields(what: str, declared: Mapping[str, str], there: Sequence[str]) 
     for ours, theirs in declared.items():
         if theirs not in there:
             raise InputError(f"{what}: there is no {theirs!r} for {ours}={_nearest(theirs, there)}")
+    pairs = {ours: declared.get(ours, ours if ours in there else other) for ours, other in PAIRS.items()}
+    pairs = {ours: theirs for ours, theirs in pairs.items() if theirs in there}
+    if {"anchor", "positive"} <= pairs.keys() and not {"label", *PAYLOADS} & declared.keys() and "label" not in there:
+        return pairs | {ours: declared.get(ours, ours) for ours in ("split",) if declared.get(ours, ours) in there}
     payloads = [ours for ours in PAYLOADS if ours in declared] or [ours for ours in PAYLOADS if ours in there]
     if len(payloads) != 1:
         raise InputError(
@@ -78,11 +73,16 @@ def choose_fields(what: str, declared: Mapping[str, str], there: Sequence[str]) 
         )
     if "label" not in declared and "label" not in there:
         raise InputError(f"{what} has {', '.join(there)}. Say which of them is the label: {what},label=NAME")
-    return {ours: declared.get(ours, ours) for ours in [*payloads, *KEYS] if ours in declared or ours in there}
+    fields = {ours: declared.get(ours, ours) for ours in [*payloads, *KEYS] if ours in declared or ours in there}
+    fields |= {"role": declared["role"]} if "role" in declared else {}
+    for theirs in fields.values():
+        if there.count(theirs) > 1:
+            raise InputError(f"{what}: {theirs!r} is there {there.count(theirs)} times. Give each its own name.")
+    return fields
 
 
 def kind_of(fields: Mapping[str, str]) -> str:
-    return PAYLOADS[next(iter(fields))]
+    return PAYLOADS.get(next(iter(fields)), "text")
 
 
 def _nearest(found: str, known: Sequence[str]) -> str:
@@ -91,31 +91,96 @@ def _nearest(found: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
 
 
-def make_example(row: Mapping[str, Any], where: str, root: Path) -> Example | Rejected:
-    """An example of its fields' values, or why it is none. where: its id if the row has none. root: of paths."""
+def make_examples(row: Mapping[str, Any], where: str, root: Path, inside: str = ".") -> Iterator[Example | Rejected]:
+    """The examples of a row: one, or those of a pair. See `make_example`."""
+    if "anchor" in row:
+        yield from _pair(row, where)
+    else:
+        yield make_example(row, where, root, inside)
+
+
+def _pair(row: Mapping[str, Any], where: str) -> Iterator[Example | Rejected]:
+    """An anchor and its positives under a label of their own, the anchor's text; each negative under one of its own."""
+    texts = {ours: value if isinstance(value, list) else [value] for ours, value in row.items() if ours in PAIRS}
     try:
-        keys = {key: _as_text(key, row[key]) for key in KEYS if row.get(key) not in (None, "", b"")}
+        anchor = as_key("anchor", row["anchor"])
+        if anchor is None:
+            raise ValueError("its anchor is empty")
+    except ValueError as error:
+        yield Rejected(source=where, reason=str(error))
+        return
+    label = anchor if len(anchor) <= LABEL else f"{anchor[:LABEL]} {hashlib.sha256(anchor.encode()).hexdigest()[:8]}"
+    for ours, values in texts.items():
+        for number, value in enumerate(values):
+            if value is None and ours == "negative":
+                continue
+            id = f"{where}/{ours}-{number}"
+            own = {"text": value, "label": id if ours == "negative" else label, "id": id, "split": row.get("split")}
+            yield make_example(own, id, Path())
+
+
+def make_example(row: Mapping[str, Any], where: str, root: Path, inside: str = ".") -> Example | Rejected:
+    """An example of its fields' values, or why it is none.
+
+    where: its id if the row has none. root: of paths. inside: the folder in which files are read, from root.
+    """
+    try:
+        keys = {key: text for key in KEYS if key in row and (text := as_key(key, row[key])) is not None}
         if "label" not in keys:
             raise ValueError("it has no label")
+        split, role = keys.get("split"), as_key("role", row.get("role"))
+        if split is not None and split.lower() not in SPLIT_NAMES:
+            raise ValueError(f"its split is {split!r}, expected one of {', '.join(SPLIT_NAMES)}")
+        if role not in (None, "train", *ROLES):
+            raise ValueError(f"its role is {role!r}, expected {', '.join(ROLES)} or train")
+        if role == "train":  # as In-shop Clothes has it
+            role, split = None, split or "train"
+        elif role and split is None:
+            split = "eval"
         [name] = [name for name in PAYLOADS if name in row]
         id, value = keys.get("id", where), row[name]
         if name == "path":
             path = "" if value is None else _as_text(name, value)
-            id, value = keys.get("id", path), Path(root, path).read_bytes()
-        payload, shape = _READ[PAYLOADS[name]](value)
-        return Example(id=id, label=keys["label"], payload=payload, shape=shape, group=keys.get("group"))
-    except (ValueError, OSError) as error:
-        return Rejected(source=where, reason=str(error))
+            id, value = keys.get("id", path), _file(Path(root, path), Path(root, inside)).read_bytes()
+        payload, shape, bits = _READ[PAYLOADS[name]](value)
+        return Example(
+            id=id, label=keys["label"], payload=payload, shape=shape, group=keys.get("group"), bits=bits, role=role,
+            split=split and SPLIT_NAMES[split.lower()], id_given="id" in keys,
+        )  # fmt: skip
+    except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
+        return Rejected(source=where, reason=f"{row['path']!a}: {error}" if row.get("path") else str(error))
 
 
-def _read_text(value: Any) -> tuple[bytes, tuple[int, ...]]:
+def as_key(name: str, value: Any) -> str | None:
+    """The text of a label, id or group; None of what stands for none: empty, NaN, NaT. Raises ValueError of many."""
+    if not isinstance(value, str):  # quick: there are three a row
+        if isinstance(value, (list, tuple, dict, set, np.ndarray)):
+            raise ValueError(f"its {name} is a {type(value).__name__}, {str(value)[:80]}, expected one name")
+        if value is None or value != value:  # as NaN and NaT are
+            return None
+    text = _as_text(name, value)
+    return None if not text or text.isspace() else text
+
+
+def _file(path: Path, inside: Path) -> Path:
+    """The path, if a regular file in that folder is there; what is none, a device or a pipe, may never end."""
+    if not path.resolve().is_relative_to(inside.resolve()):
+        raise ValueError(f"{path} lies outside of {inside.resolve()}; inside=DIR names another folder")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+    return path
+
+
+def _read_text(value: Any) -> tuple[bytes, tuple[int, ...], None]:
+    if isinstance(value, (list, tuple, dict, np.ndarray)):
+        raise ValueError(f"its text is a {type(value).__name__}, expected one text")
     text = "" if value is None else _as_text("text", value)
     if not text.strip():
         raise ValueError("the text is empty")
-    return text.encode(), ()
+    return text.encode(), (), None
 
 
-def _read_vector(value: Any) -> tuple[np.ndarray, tuple[int, ...]]:
+def _read_vector(value: Any) -> tuple[np.ndarray, tuple[int, ...], None]:
     if isinstance(value, (str, bytes)):  # of a CSV file
         value = [float(number) for number in re.split(r"[\s,;]+", _as_text("vector", value).strip("[]() \t"))]
     vector = np.asarray([] if value is None else value, np.float32)
@@ -123,17 +188,17 @@ def _read_vector(value: Any) -> tuple[np.ndarray, tuple[int, ...]]:
         raise ValueError(f"the vector has shape {list(vector.shape)}")
     if not np.isfinite(vector).all():
         raise ValueError("the vector holds NaN or infinity")
-    return vector, vector.shape
+    return vector, vector.shape, None
 
 
-def _read_image(value: Any) -> tuple[bytes, tuple[int, ...]]:
+def _read_image(value: Any) -> EncodedImage:
     encoded = value["bytes"] if isinstance(value, dict) else value  # as Hugging Face's datasets keep images
     if not isinstance(encoded, bytes):
-        raise ValueError(f"the image is {type(encoded).__name__}, expected the bytes of a PNG or JPEG")
-    return encoded, image_shape(encoded)
+        raise ValueError(f"the image is {type(encoded).__name__}, expected the bytes of an encoded image")
+    return read_image(io.BytesIO(encoded))
 
 
-_READ: dict[str, Callable[[Any], tuple[bytes | np.ndarray, tuple[int, ...]]]] = {
+_READ: dict[str, Callable[[Any], tuple[bytes | np.ndarray, tuple[int, ...], int | None]]] = {
     "image": _read_image, "text": _read_text, "vector": _read_vector,
 }  # fmt: skip
 
@@ -141,7 +206,7 @@ _READ: dict[str, Callable[[Any], tuple[bytes | np.ndarray, tuple[int, ...]]]] = 
 def _as_text(name: str, value: Any) -> str:
     try:
         text = value.decode() if isinstance(value, bytes) else str(value)
-        text.encode()  # what was not UTF-8 in a CSV file cannot be encoded
+        text.encode()  # a JSON file may hold half a character
     except UnicodeError:
         raise ValueError(f"its {name} is not UTF-8") from None
     return text

@@ -25,6 +25,8 @@ class Example:
     payload: encoded image bytes, UTF-8 text, or a float32 vector. shape: (height, width, channels), () or (dim,).
     split: the one that its source puts it into, as SPLIT_NAMES has it. role: `query` or `gallery`, where evaluation
     ranks the rows of one for those of the other.
+    bits: of an image of 16 bits a pixel, how many the brightest uses. id_given: the id is the user's own, and not made
+    of the example's place in its source.
     """
 
     id: str
@@ -34,6 +36,8 @@ class Example:
     group: str | None = None
     split: str | None = None
     role: str | None = None
+    bits: int | None = None
+    id_given: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

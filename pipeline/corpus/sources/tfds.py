@@ -7,13 +7,14 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-from pipeline.corpus.sources.fields import choose_fields, kind_of, make_example, split_fields
+from pipeline.corpus.sources.fields import choose_fields, kind_of, make_examples, split_fields
 from pipeline.corpus.sources.source import PART_ROWS, Example, Rejected, Source
 from pipeline.errors import InputError
 
 
 def open_source(argument: str) -> Source:
-    name, declared = split_fields("tfds", argument, ["data_dir"])
+    name, declared = split_fields("tfds", argument, ["data_dir", "split"])
+    wanted = declared.pop("split", "")
     try:
         builder = builder_from_files(name, data_dir=declared.pop("data_dir", None))
     except tfds.core.DatasetNotFoundError:
@@ -22,13 +23,16 @@ def open_source(argument: str) -> Source:
             f"{name}), say where it is (tfds:{name},data_dir=DIR), or name its config (tfds:{name}/CONFIG)."
         ) from None
     directory = Path(builder.data_dir).absolute()
+    splits = wanted.split("+") if wanted else list(builder.info.splits)
+    if unknown := {*splits} - {*builder.info.splits}:
+        raise InputError(f"tfds:{argument}: no split {', '.join(unknown)}; there are {', '.join(builder.info.splits)}.")
     fields = choose_fields(f"tfds:{argument}", declared, list(builder.info.features))
 
     def parts() -> list[Any]:
         return [
             (str(directory), split, start, fields)
-            for split, info in builder.info.splits.items()
-            for start in range(0, info.num_examples, PART_ROWS)
+            for split in splits
+            for start in range(0, builder.info.splits[split].num_examples, PART_ROWS)
         ]
 
     files = sorted(path for path in directory.iterdir() if path.is_file())
@@ -47,9 +51,12 @@ def read(part: tuple[str, str, int, dict[str, str]]) -> Iterator[Example | Rejec
         read_config=tfds.ReadConfig(add_tfds_id=True, try_autocache=False, interleave_cycle_length=1),
     )
     for example in data.as_numpy_iterator():
-        row = {
-            ours: features[theirs].int2str(example[theirs])
-            if isinstance(features[theirs], tfds.features.ClassLabel) else example[theirs]
-            for ours, theirs in fields.items()
-        }  # fmt: skip
-        yield make_example(row, example["tfds_id"].decode(), Path(directory))
+        row = {ours: _named(features[theirs], example[theirs]) for ours, theirs in fields.items()}
+        yield from make_examples(row, example["tfds_id"].decode(), Path(directory))
+
+
+def _named(feature: Any, value: Any) -> Any:
+    """A class by its name; -1 stands for none."""
+    if not isinstance(feature, tfds.features.ClassLabel):
+        return value
+    return feature.int2str(value) if value >= 0 else None

@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from corpora import png, read_source, write_csv
 
-from pipeline.corpus.sources import csv as csv_source
 from pipeline.corpus.sources import open_source
+from pipeline.corpus.sources.source import Example, Rejected
 from pipeline.errors import InputError
 from pipeline.files import tfrecords
 
@@ -29,21 +29,23 @@ def test_texts_of_a_csv_file_byte_for_byte():
 
 
 def test_a_csv_file_is_cut_between_rows_however_its_cells_look(tmp_path):
-    """Line ends and quotes inside cells, a byte order mark, an empty line; any size of parts gives the same rows."""
+    """Line ends and quotes inside cells, a byte order mark, an empty line, in several parts."""
     texts = ['two\nlines, "quoted"', 'a 5" pipe', "semi;colon", "ünïcode\u2028mark", "x" * 300_000, "plain", "\r\nlate"]
     path = tmp_path / "t.csv"
     with open(path, "w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file)
         writer.writerow(["note", "text", "label"])
-        for number in range(60):
-            writer.writerow([number, f"{texts[number % 7]} {number}", f"c{number % 3}"])
+        for number in range(20_000):
+            text = texts[number % 7] if number < 60 else "plain" * 200
+            writer.writerow([number, f"{text} {number}", f"c{number % 3}"])
             if number == 30:
                 file.write("\r\n")
-    for size in (1, 700, 1 << 23):
-        source = csv_source.open_source(str(path), part_bytes=size)
-        assert (len(source.parts()) > 1) is (size < 1000)
-        found = [(example.id, example.payload.decode(), example.label) for example in read_source(source)]
-        assert found == [(f"t.csv:{n:07d}", f"{texts[n % 7]} {n}", f"c{n % 3}") for n in range(60)]
+    source = open_source(f"csv:{path}")
+    assert len(source.parts()) > 2
+    found = read_source(source)
+    assert [example.id for example in found] == [f"t.csv:{n:07d}" for n in range(20_000)]
+    assert [example.label for example in found] == [f"c{n % 3}" for n in range(20_000)]
+    assert [example.payload.decode() for example in found[:60]] == [f"{texts[n % 7]} {n}" for n in range(60)]
 
 
 def test_paths_vectors_ids_and_groups_of_a_csv_file(tmp_path):
@@ -66,12 +68,14 @@ def test_bad_rows_are_rejected_with_reasons(tmp_path):
     write_csv(tmp_path / "t.csv", [["text", "label"], ["t", "a"], ["only one"], ["", "a"], ["no label", ""]])
     with open(tmp_path / "t.csv", "ab") as file:
         file.write(b"\xff\xfe,a\r\n")
-    assert [str(entry) for entry in read_source(f"csv:{tmp_path / 't.csv'}")[1:]] == [
-        "t.csv:0000001: 1 cells, the header has 2",
-        "t.csv:0000002: the text is empty",
-        "t.csv:0000003: it has no label",
-        "t.csv:0000004: its text is not UTF-8",
+    found = read_source(f"csv:{tmp_path / 't.csv'}")
+    assert [str(entry) for entry in found if isinstance(entry, Rejected)] == [
+        "t.csv: line 3: 1 cells, the header has 2",
+        "t.csv: line 6: it is not UTF-8; encoding=latin-1, or another name, says what it is",
+        "t.csv:0000001: the text is empty",
+        "t.csv:0000002: it has no label",
     ]
+    assert [example.id for example in found if isinstance(example, Example)] == ["t.csv:0000000"]
 
 
 @pytest.mark.parametrize("kind", ["text", "vector", "image", "hugging_face"])

@@ -182,6 +182,16 @@ def test_all_suspects_are_in_the_table_and_the_first_on_the_page(tmp_path):
     assert all((f"{row['id']} {row['label']} {row['looks_like']}" in page) == (n < 24) for n, row in enumerate(rows))
 
 
+def test_no_cell_of_the_table_is_a_formula(tmp_path):
+    labels = [f"{sign}c{n}" for sign in "+-=@" for n in range(30)]
+    write_corpus(tmp_path, sorted(labels), [b"text %d" % n for n in range(120)], kind="text")
+    write_round(tmp_path, [[(n, n + 1, (n + 35) % 120, 0.25, 0.5) for n in range(0, 120, 2) if n % 30 < 28]])
+    report(tmp_path)
+    with Run(tmp_path).round(0).suspects.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, dialect="excel-tab"))
+    assert rows and all(row["label"][:2] in ("'+", "'-", "'=", "'@") for row in rows)
+
+
 def test_a_page_is_the_same_each_time(run_dir):
     write_round(run_dir, [TRIPLETS])
     page = Run(run_dir).round(0).report

@@ -49,6 +49,11 @@ def test_nothing_active_and_nothing_at_all_is_zero(name):
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_batch_without_triplets_has_loss_zero(name):
+    assert float(losses.LOSSES[name](0.2)(np.zeros((0, 3)), np.eye(4, dtype=np.float32))) == 0
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
 def test_gradients_are_finite_where_rows_coincide(name):
     embeddings = tf.Variable(np.repeat(unit(np.random.default_rng(1), 1), 3, axis=0))
     with tf.GradientTape() as tape:
