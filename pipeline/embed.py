@@ -4,10 +4,10 @@
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipeline.process import commands
-from pipeline.process.options import Common, File, RoundName, parse
+from pipeline.process.options import ROUND, Common, File, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Options(Common):
     """ends in .npz or .parquet"""
     split: Literal["train", "validation", "eval"] | None = None
     """which rows (all)"""
-    round: RoundName | None = None
+    round: Annotated[int | str | None, ROUND] = None
     """whose checkpoint (the newest); `best`: of `pipeline.rounds`"""
 
 

@@ -24,7 +24,8 @@ def from_text(metavar: str, parse: Callable[[str], Any], text: Callable[[Any], s
 
 Place = Annotated[Path, from_text("DIR", location)]
 File = Annotated[Path, from_text("FILE", location)]
-RoundName = Annotated[int | str, from_text("N|best", lambda text: text if text == "best" else int(text))]
+ROUND = from_text("N|best", lambda text: text if text == "best" else int(text))
+RoundName = Annotated[int | str, ROUND]
 Inline = Annotated[T, tyro.conf.OmitArgPrefixes]  # its fields are options like the others
 
 
