@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
 from pipeline.mining.job import mine
+from pipeline.mining.manifest import TripletsManifest
 from pipeline.process import lock
 from pipeline.process.beam import in_process
 from pipeline.process.commands import log
@@ -144,7 +145,7 @@ class Rounds:
     def __init__(self, run_dir: Path, options: PipelineOptions):
         self.run_dir, self.run, self.options = run_dir, Run(run_dir), options
         self.corpus = Corpus.open(run_dir)
-        self.validates = has_queries(self.corpus.split("validation"))
+        self.validates = has_queries(self.corpus, self.corpus.split("validation"))
         if not self.validates:
             log.warning(
                 "%s: no class has two validation rows: nothing is measured, the newest checkpoint counts as best",
@@ -180,7 +181,8 @@ class Rounds:
         """Does what is not done yet, from the last round that is trained on. Returns why it ended."""
         if self.run.newest_checkpoint() is None:
             self._begin(plan.stretches[0].recipe)
-        if self.validates and self._validation(self.run.round(0)) is None and self.run.round(0).checkpoint.exists():
+        first = self.run.round(0)  # until it is mined, its checkpoint may be another than was measured
+        if self.validates and first.checkpoint.exists() and not (first.manifest.exists() and self._validation(first)):
             log.info("%s", evaluate_rounds(self.run_dir, (0,), "validation", retrieval_only=True))
         for stretch in plan.stretches:
             for number in range(max(stretch.first, self._trained() - 1), stretch.last):
@@ -226,7 +228,9 @@ class Rounds:
         """How a round's checkpoint does on the validation split, if that was asked of this checkpoint."""
         found = manifests.read_if_there(round.evaluation("validation"), Evaluation)
         trained = manifests.read_if_there(self.run.round(round.number - 1).metrics, Metrics)
-        return None if found and trained and found.checkpoint_digest != trained.next_checkpoint_digest else found
+        mined = manifests.read_if_there(round.manifest, TripletsManifest)
+        held = [trained.next_checkpoint_digest] if trained else [mined.checkpoint_digest] if mined else []
+        return None if found and held and found.checkpoint_digest != held[0] else found
 
     def baselines(self) -> dict[str, Measures]:
         """Of the validation split; none without one."""

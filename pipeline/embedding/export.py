@@ -42,6 +42,8 @@ def export(run_dir: Path, out: Path, split: str | None = None, number: int | str
     corpus, run = Corpus.open(run_dir), Run(run_dir)
     if isinstance(number, str):
         checkpoint = run.best_checkpoint
+        if not checkpoint.exists():
+            raise InputError(f"{checkpoint} is missing: pipeline.rounds keeps it. Name a round's number.")
     else:
         round = run.newest_checkpoint() if number is None else run.round(number)
         checkpoint = (round or run.round(0)).checkpoint

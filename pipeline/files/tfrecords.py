@@ -115,7 +115,7 @@ def make_example(features: dict[str, Any]) -> bytes:
         feature = example.features.feature[name]
         if isinstance(value, list):
             feature.bytes_list.value.extend(value)
-        elif np.issubdtype(value.dtype, np.floating):
+        elif value.dtype.kind == "f":
             feature.float_list.value.extend(value.ravel().tolist())
         else:
             feature.int64_list.value.extend(value.ravel().tolist())

@@ -69,17 +69,17 @@ def mine_corpus(
     packing = PackOptions(**{name: options.pop(name) for name in of_packs})
     mining = MiningOptions(negatives=kind_shares(kind), **options)
     with lock.hold(corpus.run_dir, lock.MINER, lock.TRAINER):  # the checkpoint is a trainer's to write
+        before = Run(corpus.run_dir).newest_checkpoint()
         if model is None:
             round, digest = _with_embeddings(corpus, embeddings)
         else:
             loaded = load_checkpoint(storage.location(model)) if isinstance(model, str | Path) else model
             round, digest = _with_model(corpus, loaded)
-        is_new = not round.manifest.exists()
         try:
             return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
         except InputError:
-            if is_new and isinstance(model, keras.Model):  # else it would be in the way of the next try
-                round.checkpoint.unlink(missing_ok=True)
+            if Run(corpus.run_dir).newest_checkpoint() != before:  # ours: it would be in the way of the next try
+                round.checkpoint.unlink()
             raise
 
 

@@ -11,7 +11,7 @@ from corpora import png
 from pipeline import Corpus, InputError, embed, ingest, mine_corpus, read_packs, records
 from pipeline.files.layout import Run
 from trainer import evaluate, evaluate_rounds, init
-from trainer.measures.retrieval import retrieval
+from trainer.measures.retrieval import has_queries, retrieval
 
 ALL = {"validation_share": 0.0, "eval_share": 0.0, "max_rejected": 0.5}
 
@@ -259,3 +259,39 @@ def test_odd_cells_are_rejected_one_by_one(tmp_path):
     (tmp_path / "s.jsonl").write_text('{"text": ["a", "b"], "label": "x"}\n{"text": "c", "label": "x"}\n')
     corpus = Corpus.ingest(f"jsonl:{tmp_path}/s.jsonl", tmp_path / "texts", **ALL)
     assert [row["text"] for row in corpus.rows()] == ["c"]
+
+
+def test_pairs_of_two_files_of_one_name_stay_apart(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.csv").write_text(f"anchor,positive,negative\na {folder},p {folder},n {folder}\n")
+    sources = [f"csv:{tmp_path}/{folder}/t.csv" for folder in ("x", "y")]
+    corpus = Corpus.ingest(sources, tmp_path / "run", **ALL)
+    assert corpus.manifest.rejected == 0
+    assert [(row["label"], row["text"]) for row in corpus.rows()] == [
+        ("a x", "a x"), ("a x", "p x"), ("a y", "a y"), ("a y", "p y"), ("n x", "n x"), ("n y", "n y")
+    ]  # fmt: skip
+
+
+def test_a_damaged_corpus_is_no_missing_baseline(tmp_path):
+    lines = [f"word{n % 4} number {n},c{n % 4}" for n in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    run_dir = tmp_path / "run"
+    Corpus.ingest(f"csv:{tmp_path}/t.csv", run_dir)
+    assert init.main(["--run_dir", str(run_dir)]) == 0
+    [shard] = (run_dir / "corpus").glob("train-*.tfrecord")
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(InputError, match="train-.*tfrecord is not what"):
+        evaluate_rounds(run_dir, retrieval_only=True)
+
+
+def test_queries_without_a_gallery_are_nothing_to_validate_on(tmp_path):
+    rows = [f"red {n},{'rb'[n % 2]},{'train' if n < 40 else 'val'},{'' if n < 40 else 'query'}" for n in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label,split,asks", *rows]) + "\n")
+    corpus = Corpus.ingest(f"csv:{tmp_path}/t.csv,role=asks", tmp_path / "run", **ALL)
+    assert corpus.split("validation").rows == 20 and not has_queries(corpus, corpus.split("validation"))
+
+
+def test_there_is_no_best_before_rounds(small_mined, tmp_path):
+    with pytest.raises(InputError, match="pipeline.rounds keeps it"):
+        embed.main(["--run_dir", str(small_mined), "--round", "best", "--out", str(tmp_path / "e.npz")])

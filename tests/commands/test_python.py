@@ -216,3 +216,18 @@ def test_one_trainer_at_a_time_from_python_too(small_mined):
         for work in (train_newest, run_rounds):
             with pytest.raises(Locked):
                 work(small_mined)
+
+
+def test_a_trainers_checkpoint_stays_whatever_is_refused(corpus, tmp_path):
+    corpus = fresh(corpus, tmp_path)
+    mine_corpus(corpus, network(), pack_rows=64)
+    waiting = train_newest(corpus.run_dir).checkpoint
+    for model in (keras.models.load_model(waiting, compile=False), waiting):
+        with pytest.raises(InputError, match="packs that are spread take no positives"):
+            mine_corpus(corpus, model, packs="spread", positives=2, pack_rows=32, fill=2)
+    assert mine_corpus(corpus, waiting, pack_rows=64).round == 1
+
+
+def test_a_round_that_there_is_not_is_refused(small_mined):
+    with pytest.raises(InputError, match="there is no round 'bset'"):
+        evaluate_rounds(small_mined, ("bset",))

@@ -20,8 +20,11 @@ from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import TripletsManifest, open_triplets
 from pipeline.reporting.results import Best, Epoch, Evaluation, Metrics
+from trainer.measures.evaluation import evaluate_rounds
+from trainer.options import WarmupOptions
 from trainer.recipe import read_recipe
-from trainer.rounds import HEAD, Plan, Rounds, Stretch
+from trainer.rounds import HEAD, Plan, Rounds, Stretch, run_rounds
+from trainer.warming import warm_up
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +219,12 @@ def test_patience_counts_from_its_own_stretch(small_mined, tmp_path, capsys):
     manifests.write(run.plan, Plan(stretches=stretches))
     with pytest.raises(InputError, match="is not a Keras model"):  # it goes on with round 3, whose checkpoint is none
         rounds.main(["--run_dir", str(run.path), "--rounds", "9", "--recipe", "plain", "--patience", "2"])
+
+
+def test_what_was_measured_before_the_warm_up_is_not_what_they_began_with(small, tmp_path):
+    run_dir = copied(small, tmp_path)
+    before = evaluate_rounds(run_dir, (0,), "validation", retrieval_only=True).measures["round 0"]["map_at_r"]
+    warm_up(run_dir, WarmupOptions(steps=25))
+    begun = run_rounds(run_dir, 1, "plain").begun_with
+    now = evaluate_rounds(run_dir, (0,), "validation", retrieval_only=True).measures["round 0"]["map_at_r"]
+    assert begun == now > before

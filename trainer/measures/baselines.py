@@ -10,33 +10,33 @@ import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.decoding import decode_records
+from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.process.commands import log
 from pipeline.reporting.results import Baselines, Measures
-from trainer.measures.retrieval import retrieval
+from trainer.measures.retrieval import queries_of, retrieval
 
 BLOCK = 256
 FITTED_ROWS = 100_000  # TF-IDF is fitted on so many texts at the most, evenly spaced
 SIDE, VALUES = 32, 1 << 28  # images of different sizes, or of so many numbers in all, are compared at this side
 
 
-def measure_baselines(corpus: Corpus, name: str, query: np.ndarray | None = None) -> dict[str, Measures]:
+def measure_baselines(corpus: Corpus, name: str) -> dict[str, Measures]:
     """How well a split's rows find each other by cosine, by what is compared; measured once for a run directory.
 
     Images: pixels. Vectors: as they come. Texts: TF-IDF of words and of characters, fitted on the train split.
-
-    Args:
-      query: bool [rows], see `retrieval`.
     """
     path, split = Run(corpus.run_dir).baselines(name), corpus.split(name)
     found = manifests.read_if_there(path, Baselines)
     if found is None or found.corpus_fingerprint != corpus.fingerprint:
-        label = split.class_of(np.arange(split.rows))
+        label, query = split.class_of(np.arange(split.rows)), queries_of(corpus, split)
         measures: dict[str, Measures] = {}
         for title, matrix in _compared(corpus, split):
             try:
                 measures[title] = dict(retrieval(matrix(), label, query))
+            except InputError:  # of a damaged corpus: a ValueError, too
+                raise
             except ValueError as error:  # as of TF-IDF where no text has a word
                 log.warning("%s: %s goes without: %s", name, title, error)
         found = Baselines(split=name, corpus_fingerprint=corpus.fingerprint, measures=measures)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpus.corpus import Corpus, Split
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import checkpoint_digest, load_checkpoint
 from pipeline.errors import InputError
@@ -17,7 +17,7 @@ from pipeline.reporting.results import Best, Evaluation, Measures, worse_than_un
 from pipeline.triplets.arrays import codes_of, normalised, refuse_missing
 from pipeline.triplets.rows import to_grid
 from trainer.measures.baselines import measure_baselines
-from trainer.measures.retrieval import RECALL_AT, retrieval
+from trainer.measures.retrieval import RECALL_AT, queries_of, retrieval
 from trainer.measures.verification import deal_rows, verification
 
 
@@ -146,7 +146,7 @@ def evaluate_rounds(
             raise InputError(f"round {number} has no checkpoint; the newest is round {newest.number}'s")
     split.check()
     label, rows = split.class_of(np.arange(split.rows)), dict[str, Measures]()
-    query = queries_of(split) if corpus.manifest.roles else None
+    query = queries_of(corpus, split)
     for number, title in titles.items():
         round = run.round(number)
         embedder = Embedder(load_checkpoint(round.checkpoint), corpus.feature, round.checkpoint)
@@ -160,15 +160,8 @@ def evaluate_rounds(
     known = corpus.manifest.known_classes(split_name)
     return Evaluated(
         split=split_name, rows=split.rows, classes=len(split.labels), known=known, measures=rows,
-        baselines=measure_baselines(corpus, split_name, query),
+        baselines=measure_baselines(corpus, split_name),
     )  # fmt: skip
-
-
-def queries_of(split: Split) -> np.ndarray | None:
-    """bool [rows]: those with the role of a query; None if the split has none."""
-    roles = [example.get("role", [b""])[0] for example in split.examples(np.arange(split.rows))]
-    query = np.array([role == b"query" for role in roles])
-    return query if query.any() else None
 
 
 COLUMNS = {

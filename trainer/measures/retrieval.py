@@ -5,16 +5,35 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
-from pipeline.corpus.corpus import Split
+from pipeline.corpus.corpus import Corpus, Split
 from pipeline.errors import InputError
 
 RECALL_AT = (1, 5, 10)
 BLOCK = 256
 
 
-def has_queries(split: Split) -> bool:
-    """Whether a row has another of its class to find: `retrieval` refuses a split without one."""
-    return bool((np.diff(split.first_rows) > 1).any())
+def queries_of(corpus: Corpus, split: Split) -> np.ndarray | None:
+    """bool [rows]: those with the role of a query; None if the split has none."""
+    if not corpus.manifest.roles:
+        return None
+    roles = [example.get("role", [b""])[0] for example in split.examples(np.arange(split.rows))]
+    query = np.array([role == b"query" for role in roles], bool)
+    return query if query.any() else None
+
+
+def has_queries(corpus: Corpus, split: Split) -> bool:
+    """Whether a row has one of its class to find: `retrieval` refuses a split without one."""
+    asking, *_ = _asking(split.class_of(np.arange(split.rows)), queries_of(corpus, split))
+    return bool(len(asking))
+
+
+def _asking(label: np.ndarray, query: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int64 each: the rows that have some to find, how many each has, and the rows among which they look."""
+    asking = np.arange(len(label)) if query is None else np.flatnonzero(query)
+    gallery = np.arange(len(label)) if query is None else np.flatnonzero(~query)
+    classes, which = np.unique(label, return_inverse=True)
+    relevant = np.bincount(which[gallery], minlength=len(classes))[which[asking]] - (query is None)
+    return asking[relevant > 0], relevant[relevant > 0], gallery
 
 
 def retrieval(embeddings: Any, label: np.ndarray, query: np.ndarray | None = None) -> dict[str, float]:
@@ -33,11 +52,7 @@ def retrieval(embeddings: Any, label: np.ndarray, query: np.ndarray | None = Non
     Raises:
       InputError: if there is no query.
     """
-    n, asking = len(label), np.arange(len(label)) if query is None else np.flatnonzero(query)
-    gallery = np.arange(n) if query is None else np.flatnonzero(~query)
-    classes, which = np.unique(label, return_inverse=True)
-    relevant = np.bincount(which[gallery], minlength=len(classes))[which[asking]] - (query is None)
-    asking, relevant = asking[relevant > 0], relevant[relevant > 0]
+    n, (asking, relevant, gallery) = len(label), _asking(label, query)
     if not len(asking):
         raise InputError("no class of this split has two rows; there is nothing to retrieve")
     candidates, others = embeddings[gallery].T, len(gallery) - (query is None)

@@ -39,6 +39,8 @@ def open_sources(options: IngestOptions, scratch: Path | None = None) -> Source:
     held_out = ((None, options.source), ("validation", options.validation_source), ("eval", options.eval_source))
     texts = [(split, text) for split, texts in held_out for text in texts]
     opened = [open_source(text, scratch and scratch / f"source-{n}") for n, (_, text) in enumerate(texts)]
+    if len(opened) == 1:
+        return opened[0]
     kinds = {source.kind: text for source, (_, text) in zip(opened, texts, strict=True)}
     if len(kinds) > 1:
         raise InputError(f"sources of one corpus have one kind of payload; found {kinds}")
@@ -58,7 +60,7 @@ def _read(part: tuple[int, Any], readers: list[tuple[Callable[[Any], Iterator[Ex
     read, split = readers[number]
     for found in read(own):
         if isinstance(found, Example):
-            id = found.id if found.id_given or len(readers) == 1 else f"{number}/{found.id}"  # places may be the same
+            id = found.id if found.id_given else f"{number}/{found.id}"  # two sources may have the same places
             yield replace(found, id=id, split=split or found.split)
         else:
             yield found

@@ -52,8 +52,9 @@ def read(part: tuple[str, int, int]) -> Iterator[Example | Rejected]:
                 continue
         id = keys.get("ids") or f"{row:010d}"
         yield Example(
-            id=id, label=keys["labels"], payload=payload, shape=shape, group=keys.get("groups"), id_given="ids" in keys
-        )
+            id=id, label=keys["labels"], payload=payload, shape=shape, group=keys.get("groups"),
+            id_given=bool(keys.get("ids")),
+        )  # fmt: skip
 
 
 class Npz:

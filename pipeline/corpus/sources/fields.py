@@ -64,7 +64,8 @@ def choose_fields(what: str, declared: Mapping[str, str], there: Sequence[str]) 
     pairs = {ours: declared.get(ours, ours if ours in there else other) for ours, other in PAIRS.items()}
     pairs = {ours: theirs for ours, theirs in pairs.items() if theirs in there}
     if {"anchor", "positive"} <= pairs.keys() and not {"label", *PAYLOADS} & declared.keys() and "label" not in there:
-        return pairs | {ours: declared.get(ours, ours) for ours in ("split",) if declared.get(ours, ours) in there}
+        split = declared.get("split", "split")
+        return pairs | ({"split": split} if split in there else {})
     payloads = [ours for ours in PAYLOADS if ours in declared] or [ours for ours in PAYLOADS if ours in there]
     if len(payloads) != 1:
         raise InputError(
@@ -100,7 +101,7 @@ def make_examples(row: Mapping[str, Any], where: str, root: Path, inside: str = 
 
 
 def _pair(row: Mapping[str, Any], where: str) -> Iterator[Example | Rejected]:
-    """An anchor and its positives under a label of their own, the anchor's text; each negative under one of its own."""
+    """An anchor and its positives under one label, the anchor's text; each negative under its own text."""
     texts = {ours: value if isinstance(value, list) else [value] for ours, value in row.items() if ours in PAIRS}
     try:
         anchor = as_key("anchor", row["anchor"])
@@ -109,14 +110,15 @@ def _pair(row: Mapping[str, Any], where: str) -> Iterator[Example | Rejected]:
     except ValueError as error:
         yield Rejected(source=where, reason=str(error))
         return
-    label = anchor if len(anchor) <= LABEL else f"{anchor[:LABEL]} {hashlib.sha256(anchor.encode()).hexdigest()[:8]}"
     for ours, values in texts.items():
         for number, value in enumerate(values):
             if value is None and ours == "negative":
                 continue
-            id = f"{where}/{ours}-{number}"
-            own = {"text": value, "label": id if ours == "negative" else label, "id": id, "split": row.get("split")}
-            yield make_example(own, id, Path())
+            name = str(value) if ours == "negative" else anchor
+            if len(name) > LABEL:
+                name = f"{name[:LABEL]} {hashlib.sha256(name.encode()).hexdigest()[:8]}"
+            own = {"text": value, "label": name, "split": row.get("split")}
+            yield make_example(own, f"{where}/{ours}-{number}", Path())
 
 
 def make_example(row: Mapping[str, Any], where: str, root: Path, inside: str = ".") -> Example | Rejected:
