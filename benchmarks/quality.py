@@ -32,7 +32,7 @@ from benchmarks.table import Row, finish, show
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.corpus.manifest import SPLITS
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.files import manifests
 from pipeline.files.layout import Run
@@ -153,7 +153,7 @@ def fashion_mnist(directory: str, scratch: Path) -> Data:
 
 def evaluated(checkpoint: Path, data: Data, split: str) -> dict[str, float]:
     corpus, name = data.held_out[split]
-    of, embedder = corpus.split(name), Embedder(load_checkpoint(checkpoint), corpus.feature, checkpoint)
+    of, embedder = corpus.split(name), Embedder(load_network(checkpoint), corpus.feature)
     found = retrieval(embedder.split(of), of.class_of(np.arange(of.rows)))
     return {"map_at_r": found["map_at_r"], "recall_at_1": found["recall_at_1"]}
 

@@ -239,9 +239,9 @@ def report_bare(run_dir: Path) -> None:
     import tensorflow as tf
 
     from pipeline.corpus import corpus as on_disk
-    from pipeline.embedding.network import load_checkpoint
+    from pipeline.embedding.network import load_network
 
-    split, model = on_disk.Corpus.open(run_dir).split("train"), load_checkpoint(Run(run_dir).round(0).checkpoint)
+    split, model = on_disk.Corpus.open(run_dir).split("train"), load_network(Run(run_dir).round(0).checkpoint).model
     pngs = [example["image"][0] for example in split.examples(np.arange(split.rows))]
     spec = [tf.TensorSpec([256, 28, 28, 1])]
     forward = tf.function(lambda images: model(images, training=False), input_signature=spec)
@@ -294,7 +294,7 @@ def trained_omniglot(source: str) -> tuple[np.ndarray, np.ndarray]:
     from benchmarks.runs import ingest_source
     from pipeline.corpus.corpus import Corpus
     from pipeline.embedding.embedder import Embedder
-    from pipeline.embedding.network import load_checkpoint
+    from pipeline.embedding.network import load_network
     from trainer.options import WarmupOptions
     from trainer.warming import warm_up
 
@@ -303,7 +303,7 @@ def trained_omniglot(source: str) -> tuple[np.ndarray, np.ndarray]:
         ingest_source(run_dir, f"images:{merged([source], Path(scratch, 'characters'))}")
         checkpoint, corpus = warm_up(run_dir, WarmupOptions(steps=300)).path, Corpus.open(run_dir)
         split = corpus.split("train")
-        embedder = Embedder(load_checkpoint(Path(checkpoint)), corpus.feature, checkpoint)
+        embedder = Embedder(load_network(Path(checkpoint)), corpus.feature)
         return split.class_of(np.arange(split.rows)), embedder.split(split)
 
 

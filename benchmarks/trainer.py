@@ -19,8 +19,9 @@ from benchmarks.omniglot import merged
 from benchmarks.runs import IN_PROCESS, ingest_source
 from benchmarks.table import Row, finish, paired, seconds, show
 from pipeline.corpus.corpus import Corpus
+from pipeline.embedding.decoding import Inputs
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.mining.job import mine
@@ -69,7 +70,8 @@ def reading(run_dir: Path, what: str, model: keras.Model, bound: float | None) -
     manifest = open_triplets(round, Corpus.open(run_dir))
 
     def batches() -> Any:
-        return triplet_batches(round.triplets, manifest, tuple(model.input_shape[1:]), 128, seed=0)
+        inputs = Inputs(manifest.feature, tuple(model.input_shape[1:]))
+        return triplet_batches(round.triplets, manifest, inputs, 128, seed=0)
 
     in_memory = list(batches())
     step = Step(model, keras.optimizers.Adam(1e-3), "triplet", 0.2, strategy_for([]), batches().element_spec)
@@ -152,7 +154,7 @@ def beside(run_dir: Path, recipe: Recipe) -> Row:
     run_rounds(run_dir, ROUNDS, recipe, IN_PROCESS)
     run, corpus = Run(run_dir), Corpus.open(run_dir)
     checkpoint = run.round(0).checkpoint
-    embedder = Embedder(load_checkpoint(checkpoint), corpus.feature, checkpoint)
+    embedder = Embedder(load_network(checkpoint), corpus.feature)
     embedding = min(seconds(lambda: embedder.split(corpus.split("train")), 3))
     trained = np.array([found.seconds for found in metrics_of(run_dir)])
     ends = [run.round(number).report.stat().st_mtime for number in range(len(trained))]
@@ -181,7 +183,7 @@ def main() -> int:
 
         mined = copied(warm, scratch / "mined")
         found = mine(mined, MiningOptions(), PackOptions(), IN_PROCESS)
-        shipped = load_checkpoint(Run(mined).round(0).checkpoint)
+        shipped = load_network(Run(mined).round(0).checkpoint).model
         add(reading(mined, "triplets/s from TFRecords over the same steps from memory", shipped, 0.9))
         tenth = small(shipped.input_shape[1:])
         add(reading(mined, "the same, a network of about a tenth of the cost", tenth, None))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import TripletsManifest
@@ -40,7 +40,7 @@ def outcome(run_dir: Path) -> Any:
             variables = [file[name].tobytes() for name in file.files]
         mined = manifests.read_if_there(round.manifest, TripletsManifest)
         quality = manifests.read_if_there(round.evaluation("validation"), Evaluation)
-        digest = checkpoint_digest(load_checkpoint(round.checkpoint))
+        digest = load_network(round.checkpoint).digest()
         found.append((digest, variables, mined and mined.triplet_digest, quality and quality.measures))
     return found, manifests.read(Run(run_dir).best, Best), manifests.read(Run(run_dir).plan, Plan)
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.decoding import decode, decode_records
+from pipeline.embedding.decoding import Inputs
 from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.files.storage import is_local
@@ -21,7 +21,7 @@ from trainer.memory import Memory
 def triplet_batches(
     directory: Path,
     manifest: TripletsManifest,
-    input_shape: tuple[int, ...],
+    inputs: Inputs,
     batch_rows: int,
     seed: int,
     first_batch: int = 0,
@@ -31,13 +31,13 @@ def triplet_batches(
 
     Args:
       directory: holds the shards that the manifest lists.
-      input_shape: of one example as the network takes it.
+      inputs: of the network.
       batch_rows: how many images a batch holds at most; a pack is never cut.
       first_batch: how many batches of the epoch to leave out at its start.
       memory: for the entries that its `add` and `renew` take, masks among them.
     Returns:
-      A tf.data.Dataset of dicts. inputs: [R, *input_shape], float32, of texts string; triplets: int32 [T, 3], positions
-      in inputs of anchor, positive, negative.
+      A tf.data.Dataset of dicts. inputs: of R examples, as the network takes them, augmented; triplets: int32 [T, 3],
+      positions in inputs of anchor, positive, negative.
     """
     kind = manifest.feature.kind
     paths = [str(directory / shard.file) for shard in manifest.shards]
@@ -45,19 +45,19 @@ def triplet_batches(
     packs = tf.data.Dataset.from_tensor_slices([paths[i] for i in order])
     packs = packs.interleave(tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=4, deterministic=True)
     packs = packs.shuffle(1024 if manifest.packing.pack_rows < 8 else 64, seed=seed)
-    packs = packs.batch(packs_per_batch(manifest, batch_rows)).skip(first_batch)
+    packs = packs.batch(packs_per_batch(manifest, batch_rows)).enumerate().skip(first_batch)
 
     integers = ("row", "anchor", "positive", "negative")
     schema = {key: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for key in integers}
     schema[kind] = tf.io.RaggedFeature(tf.float32 if kind == "vector" else tf.string, row_splits_dtype=tf.int64)
 
     @tf.autograph.experimental.do_not_convert
-    def parse(serialised: Any) -> dict[str, Any]:
+    def parse(number: Any, serialised: Any) -> dict[str, Any]:
         pack = tf.io.parse_example(serialised, schema)
         first = tf.gather(pack["row"].row_starts(), pack["anchor"].value_rowids())  # row of each triplet's pack
         sides = [pack[side].values + first for side in ("anchor", "positive", "negative")]
-        inputs = decode(manifest.feature, pack[kind].values, input_shape)
-        batch = {"inputs": inputs, "triplets": tf.cast(tf.stack(sides, axis=1), tf.int32)}
+        taken = inputs.augmented(inputs.of_payload(pack[kind].values), seed, number)
+        batch = {"inputs": taken, "triplets": tf.cast(tf.stack(sides, axis=1), tf.int32)}
         return batch | (memory.of_batch(pack["row"].values) if memory else {})
 
     return _ahead(packs.map(parse))
@@ -104,7 +104,7 @@ def triplet_dataset(
     shape = input_shape or tuple(size or 0 for size in manifest.feature.shape)
     if 0 in shape:
         raise InputError(f"{corpus.directory}: images differ in size; give input_shape=(height, width, channels)")
-    batches = triplet_batches(found.triplets, manifest, shape, batch_size, seed)
+    batches = triplet_batches(found.triplets, manifest, Inputs(manifest.feature, shape), batch_size, seed)
     pairs = batches.map(lambda batch: (batch["inputs"], batch["triplets"]))
     count = -(-manifest.packs // packs_per_batch(manifest, batch_size))
     return pairs.apply(tf.data.experimental.assert_cardinality(count))
@@ -137,7 +137,7 @@ def usable_classes(corpus: Corpus) -> np.ndarray:
 
 def class_batches(
     corpus: Corpus,
-    input_shape: tuple[int, ...],
+    inputs: Inputs,
     classes: int,
     rows_per_class: int,
     steps: int,
@@ -149,7 +149,8 @@ def class_batches(
     Classes are dealt like cards, and so are the rows of a class: none comes again before all have come.
 
     Returns:
-      A tf.data.Dataset of `steps` - `first_step` pairs: inputs [P * K, *input_shape] and labels int64 [P * K].
+      A tf.data.Dataset of `steps` - `first_step` pairs: what the network takes of P * K examples, augmented, and labels
+      int64 [P * K].
     """
     split = corpus.split("train")
     usable = usable_classes(corpus)
@@ -174,8 +175,13 @@ def class_batches(
                 yield split.read(np.concatenate(rows)), np.repeat(chosen, rows_per_class)
 
     signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
-    batches = tf.data.Dataset.from_generator(draw, output_signature=signature)
-    return _ahead(batches.map(lambda records, labels: (decode_records(corpus.feature, records, input_shape), labels)))
+    batches = tf.data.Dataset.from_generator(draw, output_signature=signature).enumerate(first_step)
+
+    def prepare(step: Any, batch: Any) -> Any:
+        records, labels = batch
+        return inputs.augmented(inputs.of_records(records), seed, step), labels
+
+    return _ahead(batches.map(prepare))
 
 
 def _shuffled(rng: np.random.Generator, left: np.ndarray, deck: np.ndarray, count: int) -> np.ndarray:

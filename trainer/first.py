@@ -1,5 +1,8 @@
 """The first checkpoint: a network that ships or one's own, with seeded weights, tried on a row of the corpus."""
 
+import multiprocessing
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.decoding import decode_records
+from pipeline.embedding.decoding import Inputs
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import checkpoint_digest, input_shape, load_checkpoint, output_dim
+from pipeline.embedding.fitting import fit_network
+from pipeline.embedding.network import Extras, Network, check_loads, function_at, imported, load_network
 from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Run
@@ -40,63 +44,80 @@ class FirstCheckpoint:
 
 
 def write_first(run_dir: Path, options: InitOptions) -> FirstCheckpoint:
-    """Writes round 0's checkpoint, unless it is there."""
+    """Writes round 0's checkpoint, unless it is there. One's own is tried in a fresh process first."""
     path, corpus = Run(run_dir).round(0).checkpoint, Corpus.open(run_dir)
     if path.exists():
         if options.model:
             raise InputError(f"{path} is there already. Remove {path.parent} to choose another --model.")
-        digest = checkpoint_digest(load_checkpoint(path))
+        digest = load_network(path).digest()
         return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=digest, already=True)
     corpus.split("train").check()
-    model = first_model(corpus, options)
-    storage.write_atomically(path, model.save)
-    return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=checkpoint_digest(model), already=False)
+    network = first_network(corpus, options)
+    if options.model:
+        _try(network)
+    network.save(path)
+    return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=network.digest(), already=False)
 
 
-def first_model(corpus: Corpus, options: InitOptions) -> keras.Model:
+def _try(network: Network) -> None:
+    """Raises InputError if it cannot be saved, or if a fresh process cannot load what was saved."""
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = Path(scratch, "model.keras")
+        try:
+            network.save(saved)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+                fresh.submit(check_loads, saved).result()
+        except (InputError, NotImplementedError, TypeError) as error:
+            raise InputError(f"--model {network.name} is not loaded again by another process: {error}") from error
+
+
+def first_network(corpus: Corpus, options: InitOptions) -> Network:
     """A network with seeded weights, or the one in a .keras file as it is."""
-    keras.utils.clear_session()  # numbers layers from zero: a digest covers their names, whatever was built before
     keras.utils.set_random_seed(options.seed)
+    example = models.example_shape(corpus.feature)
+    extras = Extras(
+        imports=options.imports, preprocess=options.preprocess, augment=options.augment,
+        shape=example if options.model else (),
+    )  # fmt: skip
     given = (options.model or "").endswith(".keras")
+    for module in options.imports:
+        imported(module, "--import")
     if given:
-        name, model = str(options.model), load_checkpoint(storage.location(str(options.model)))
+        name, model = str(options.model), load_network(storage.location(str(options.model))).model
     else:
-        build = models.by_path(options.model) if options.model else models.default_for(corpus.feature.kind)
-        name, example = options.model or build.__name__, models.example_shape(corpus.feature)
+        build = function_at(options.model) if options.model else models.default_for(corpus.feature.kind)
+        name = options.model or build.__name__
         try:
             model = build(example)
         except (TypeError, ValueError) as error:
             raise InputError(f"--model {name} cannot be built for examples of shape {example}: {error}") from error
         if not isinstance(model, keras.Model):
             raise InputError(f"--model {name} returned a {type(model).__name__}, expected a keras.Model.")
-    shape = input_shape(model, corpus.feature, name)
-    output_dim(model, name)
-    if corpus.feature.kind == "text":
+    if corpus.feature.kind == "text" and getattr(model, "inputs", None):
         model = models.with_vocabulary(model, _train_texts(corpus))
     rows = corpus.split("train").read(np.arange(1))
-    norm = np.linalg.norm(model(decode_records(corpus.feature, tf.constant(rows), shape), training=False))
-    if np.isfinite(norm) and abs(norm - 1) > 1e-3:
-        model = keras.Model(model.inputs, keras.layers.UnitNormalization(name="normalised")(model.outputs[0]))
-        log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", name, norm)
+    network, length = fit_network(Network(model, name, extras), corpus.feature, rows)
+    if length != 1:
+        log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", name, length)
     if not given:
-        _settle_statistics(model, corpus, shape, options.seed)
-    Embedder(model, corpus.feature, name)(rows)  # better refused now than in mining
-    return model
+        _settle_statistics(network, corpus, options.seed)
+    Embedder(network, corpus.feature)(rows)  # better refused now than in mining
+    return network
 
 
 def _train_texts(corpus: Corpus) -> Any:
     """A tf.data.Dataset of batches of the train split's texts."""
     split = corpus.split("train")
     paths = [str(storage.local_copy(split.shard_path(number))) for number in range(len(split.shards))]
-    return tf.data.TFRecordDataset(paths).batch(1024).map(lambda batch: decode_records(corpus.feature, batch, ()))
+    return tf.data.TFRecordDataset(paths).batch(1024).map(Inputs(corpus.feature).of_records)
 
 
-def _settle_statistics(model: keras.Model, corpus: Corpus, shape: tuple[int, ...], seed: int) -> None:
+def _settle_statistics(network: Network, corpus: Corpus, seed: int) -> None:
     """Lets batch normalisation see the corpus before anything is mined.
 
     With the moving statistics that Keras starts from, an untrained network maps all rows to nearly one point in
     inference mode (mean distance .01 on digits), and round 0 mines noise.
     """
-    if model.non_trainable_variables:
-        for inputs, _ in class_batches(corpus, shape, 32, 4, SETTLING_BATCHES, seed):
-            model(inputs, training=True)
+    if network.model.non_trainable_variables:
+        for inputs, _ in class_batches(corpus, network.inputs(corpus.feature), 32, 4, SETTLING_BATCHES, seed):
+            network.model(inputs, training=True)

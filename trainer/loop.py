@@ -3,10 +3,11 @@
 import contextlib
 import functools
 import itertools
+import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
 from pathlib import Path
@@ -18,7 +19,8 @@ import tensorflow as tf
 from tensorflow.summary import create_file_writer, create_noop_writer
 
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.network import checkpoint_digest, input_shape, load_checkpoint
+from pipeline.embedding.decoding import rows_of
+from pipeline.embedding.network import Network, load_network
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
@@ -130,6 +132,7 @@ def train_newest(
     options: TrainOptions = TrainOptions(),  # noqa: B008  frozen
     schedule: Schedule | None = None,
     save_seconds: float = SAVE_SECONDS,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Trained:
     """Trains on the newest mined round, writes the next checkpoint. Holds the run directory as its trainer.
 
@@ -137,18 +140,20 @@ def train_newest(
       run_dir: with a mined round.
       schedule: of the learning rate over several rounds; None for this round alone.
       save_seconds: between two saves of what an interrupted training goes on from, at the least.
+      callbacks: called as `model.fit` would; a step is a batch. One that sets `model.stop_training` ends the round.
     Raises:
       InputError: if nothing is mined, a file is not what its manifest says, or the loss is no number.
       Locked: if another process trains there.
     """
     run_dir = storage.location(run_dir)
     with lock.hold(run_dir, lock.TRAINER):
-        return train_held(run_dir, options, schedule, save_seconds)
+        return train_held(run_dir, options, schedule, save_seconds, callbacks)
 
 
 def train_held(
-    run_dir: Path, options: TrainOptions, schedule: Schedule | None = None, save_seconds: float = SAVE_SECONDS
-) -> Trained:
+    run_dir: Path, options: TrainOptions, schedule: Schedule | None = None, save_seconds: float = SAVE_SECONDS,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Trained:  # fmt: skip
     """The same, where the caller holds the run directory."""
     run, corpus = Run(run_dir), Corpus.open(run_dir)
     round = run.newest_mined()
@@ -161,17 +166,17 @@ def train_held(
         return trained(metrics=None)
     manifest = open_triplets(round, corpus)
     keras.utils.set_random_seed(options.seed)  # before anything is loaded: Dropout draws its generator's seed then
-    model = _mined_with(round, manifest)
+    network = _mined_with(round, manifest)
     strategy = strategy_for(tf.config.list_physical_devices("GPU"))
     with storage.fetched(round.triplets, [shard.file for shard in manifest.shards]) as triplets:
         with strategy.scope():
             if strategy.num_replicas_in_sync > 1:  # its variables must be made in there
-                model = load_checkpoint(round.checkpoint)
-            optimizer = keras.optimizers.Adam(options.learning_rate)
-            restore_optimizer(optimizer, model, round.optimizer, manifest.checkpoint_digest)
+                network = load_network(round.checkpoint)
+            optimizer = optimizer_of(options)
+            restore_optimizer(optimizer, network.model, round.optimizer, manifest.checkpoint_digest)
         training = Training(
-            round, corpus, manifest, model, optimizer, strategy, options, schedule or Schedule(first=round.number),
-            triplets, save_seconds,
+            round, corpus, manifest, network, optimizer, strategy, options, schedule or Schedule(first=round.number),
+            triplets, save_seconds, keras.callbacks.CallbackList(list(callbacks), model=network.model),
         )  # fmt: skip
         try:
             return trained(metrics=training.run())
@@ -179,53 +184,68 @@ def train_held(
             training.clear()
 
 
+def optimizer_of(options: TrainOptions) -> Any:
+    """The optimizer that the options name."""
+    try:
+        config = json.loads(options.optimizer) if options.optimizer.startswith("{") else options.optimizer
+        return keras.optimizers.get(config)
+    except (ValueError, TypeError) as error:
+        what = f"optimizer {options.optimizer!r} is none of Keras: {str(error)[:300]}"
+        raise InputError(f"{what}. Give a name, as adamw, or a config as JSON.") from None
+
+
 def state_path(round: Round) -> Path:
     """Of what an interrupted training goes on from."""
     return round.train / "state.npz"
 
 
-def _mined_with(round: Round, manifest: TripletsManifest) -> keras.Model:
+def _mined_with(round: Round, manifest: TripletsManifest) -> Network:
     """The checkpoint, compared with what the round was mined with."""
     if not round.checkpoint.exists():
         raise InputError(
             f"round {round.number} is mined, and {round.checkpoint} is missing. Put it back; or, if the round was "
             f"mined from embeddings, for which there is none, train on its packs yourself (docs/own-training-loop.md)."
         )
-    model = load_checkpoint(round.checkpoint)
-    digest = checkpoint_digest(model)
+    network = load_network(round.checkpoint)
+    digest = network.digest()
     if digest != manifest.checkpoint_digest:
         raise InputError(
             f"{round.checkpoint} is {digest[:12]}, round {round.number} was mined with "
             f"{manifest.checkpoint_digest[:12]}. Put that checkpoint back, or remove {round.triplets} and mine again."
         )
-    return model
+    return network
 
 
 class Training:
     """The epochs of a round; what comes of them is written at the end, the checkpoint last."""
 
     def __init__(
-        self, round: Round, corpus: Corpus, manifest: TripletsManifest, model: keras.Model, optimizer: Any,
+        self, round: Round, corpus: Corpus, manifest: TripletsManifest, network: Network, optimizer: Any,
         strategy: Any, options: TrainOptions, schedule: Schedule, triplets: Path, save_seconds: float,
+        callbacks: keras.callbacks.CallbackList,
     ):  # fmt: skip
         """triplets: a local directory with the round's shards."""
         self.round, self.corpus, self.manifest = round, corpus, manifest
-        self.model, self.optimizer, self.options, self.schedule = model, optimizer, options, schedule
-        self.triplets, self.replicas = triplets, strategy.num_replicas_in_sync
+        self.network, self.optimizer, self.options, self.schedule = network, optimizer, options, schedule
+        self.callbacks, self.triplets, self.replicas = callbacks, triplets, strategy.num_replicas_in_sync
         packing = manifest.packing
         self.batch_rows = options.batch_rows or (BATCH_ROWS if packing.lone else packing.pack_rows)
         if self.batch_rows < packing.pack_rows:
             raise InputError(f"--batch_rows {self.batch_rows} is less than a pack's {packing.pack_rows} rows")
-        self.shape = input_shape(model, corpus.feature, round.checkpoint)
+        self.inputs = network.inputs(corpus.feature)
         self.memory = None
         if options.memory_rows:
             store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
             self.memory = Memory(store, options.memory_rows, manifest.mining.seed)
         spec = self.batches(0).element_spec | (self.memory.spec if self.memory else {})
-        self.step = Step(model, optimizer, options.loss, manifest.mining.margin, strategy, spec)
-        shaped_by = [manifest.triplet_digest, manifest.checkpoint_digest, options, schedule, self.replicas]
+        margin, rates = manifest.mining.margin, options.layer_rates
+        self.step = Step(network.model, optimizer, options.loss, margin, strategy, spec, rates)
+        digests = [manifest.triplet_digest, manifest.checkpoint_digest]
+        shaped_by = [*digests, options, schedule, self.replicas, network.extras]
         arrays = {"memory": self.memory.embedding} if self.memory else {}
-        self.state = Resumable(state_path(round), shaped_by, model, optimizer, Progress(), save_seconds, **arrays)
+        self.state = Resumable(
+            state_path(round), shaped_by, network.model, optimizer, Progress(), save_seconds, **arrays
+        )
         self.steps_before = self._steps_before()
 
     def _steps_before(self) -> int:
@@ -238,7 +258,7 @@ class Training:
         """A tf.data.Dataset, of which `with_memory` makes what a step takes."""
         seed = int(draw_key(self.options.seed, self.round.number, f"epoch/{epoch}")) & 0x7FFFFFFF
         return triplet_batches(
-            self.triplets, self.manifest, self.shape, self.batch_rows, seed, first_batch, self.memory
+            self.triplets, self.manifest, self.inputs, self.batch_rows, seed, first_batch, self.memory
         )
 
     def with_memory(self, batches: Any) -> Iterator[dict[str, Any]]:
@@ -267,8 +287,12 @@ class Training:
             )  # fmt: skip
             if resumed:
                 log.info("goes on at step %d", progress.step)
+            self.network.model.stop_training = False
+            self.callbacks.on_train_begin()
             while len(progress.epochs) < self.options.epochs and stopped_by == "epochs":
+                self.callbacks.on_epoch_begin(len(progress.epochs))
                 for values in self._epoch(progress, steps):
+                    self.callbacks.on_train_batch_end(progress.step - 1, values)
                     progress.seconds = time.time() - started
                     with logs.as_default(step=self.steps_before + progress.step):
                         for name, value in values.items():
@@ -276,6 +300,7 @@ class Training:
                     stop_if_asked()
                     self.state.save_when_due()
                 stopped_by = self._end_epoch(progress)
+            self.callbacks.on_train_end()
             return self._finish(progress, stopped_by, time.time() - started)
 
     def _epoch(self, progress: Progress, steps: int) -> Iterator[dict[str, float]]:
@@ -297,7 +322,7 @@ class Training:
                     self.memory.renew(batch, new)
             triplets = sum(len(batch["triplets"]) for batch in group)
             totals.add(values, len(group), triplets)
-            progress.rows += sum(len(batch["inputs"]) for batch in group)
+            progress.rows += sum(rows_of(batch["inputs"]) for batch in group)
             progress.step += 1
             seen = {"loss": values["loss"], "active_share": values["active"] / max(triplets, 1), "learning_rate": rate}
             yield seen | ({"memory_loss": values["memory_loss"]} if self.memory else {})
@@ -308,13 +333,16 @@ class Training:
         progress.epochs.append(epoch)
         progress.totals = Totals()
         log.info("epoch %d: %s", len(progress.epochs), epoch)
+        self.callbacks.on_epoch_end(len(progress.epochs) - 1, msgspec.to_builtins(epoch))
+        if self.network.model.stop_training:
+            return "callback"
         return "min_active" if epoch.active_share < self.options.min_active else "epochs"
 
     def _finish(self, progress: Progress, stopped_by: str, seconds: float) -> Metrics:
-        manifest, digest = self.manifest, checkpoint_digest(self.model)
+        manifest, digest = self.manifest, self.network.digest()
         metrics = Metrics(
             round=self.round.number, device=device_name(), replicas=self.replicas, margin=manifest.mining.margin,
-            options=msgspec.to_builtins(self.options), steps=progress.step,
+            options=json.loads(msgspec.json.encode(self.options)), steps=progress.step,
             total_steps=self.steps_before + progress.step, image_passes=progress.rows,
             triplets_per_image_pass={s: sum(kinds.values()) / manifest.rows for s, kinds in manifest.counts.items()},
             epochs=progress.epochs, stopped_by=stopped_by, seconds=round(seconds, 2),
@@ -322,6 +350,6 @@ class Training:
         )  # fmt: skip
         manifests.write(self.round.metrics, metrics)
         save_optimizer(self.optimizer, self.round.next.optimizer, digest)
-        storage.write_atomically(self.round.next.checkpoint, self.model.save)
+        self.network.save(self.round.next.checkpoint)
         self.state.forget()
         return metrics

@@ -4,14 +4,12 @@ Such a function takes the shape of one example, (height, width, channels) with p
 text, and returns a Keras model whose output is [batch, dim], L2-normalised.
 """
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from pipeline.corpus.manifest import Feature
-from pipeline.errors import InputError
 
 EMBEDDING_DIM = 64
 MAX_TOKENS = 20_000  # of the text network's vocabulary: words, and pairs of words next to each other
@@ -89,18 +87,6 @@ def with_vocabulary(model: Any, texts: Any) -> Any:
     copy = keras.models.clone_model(model, clone_function=clone)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def by_path(path: str) -> Callable[[tuple[int, ...]], Any]:
-    """The function that `package.module:function` names."""
-    module, _, name = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--model {path}: {error}. Give package.module:function, importable from here.") from None
-    if not callable(function):
-        raise InputError(f"--model {path} is a {type(function).__name__}, expected a function.")
-    return function  # type: ignore[no-any-return]
 
 
 def example_shape(feature: Feature) -> tuple[int, ...]:

@@ -1,9 +1,26 @@
 """What shapes the first checkpoint, the warm-up and the training of a round, and their defaults."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from pipeline.errors import InputError
+from pipeline.process.options import from_text
+
+Rates = tuple[tuple[str, float], ...]
+
+
+def parse_rates(text: str) -> Rates:
+    """`backbone:0.1,head:2`."""
+    try:
+        return tuple((name, float(factor)) for name, _, factor in (part.rpartition(":") for part in text.split(",")))
+    except ValueError:
+        raise InputError(f"expected layers with factors, as backbone:0.1,head:2; found {text!r}") from None
+
+
+def shown(rates: Rates) -> str:
+    return ",".join(f"{name}:{factor:g}" for name, factor in rates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +29,12 @@ class InitOptions:
 
     model: str | None = None
     """package.module:function (see trainer/models.py), or a .keras file (what ships for the corpus' kind)"""
+    preprocess: str | None = None
+    """package.module:function, payloads to what the network takes (images are decoded and scaled, else as stored)"""
+    augment: str | None = None
+    """package.module:function that changes inputs in training"""
+    imports: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="import")] = ()
+    """modules that register the network's classes with Keras"""
     seed: int = 0
     """of the weights"""
 
@@ -49,9 +72,13 @@ class TrainOptions:
     """images a batch and device (a pack's; of lone triplets 128)"""
     # On Omniglot small1, three rounds after a short warm-up ended at MAP@R .69 with 3e-3 and .71 with 1e-3.
     learning_rate: float = 1e-3
-    """of Adam, at its peak"""
+    """of the optimizer, at its peak"""
     loss: Literal["triplet", "active-triplet", "contrastive"] = "triplet"
     """formulas in trainer/losses.py"""
+    optimizer: str = "adam"
+    """of Keras: a name, or a config as JSON, {"class_name": "AdamW", "config": {"weight_decay": 0.01}}"""
+    layer_rates: Annotated[Rates, from_text("LAYER:FACTOR,…", parse_rates, shown)] = ()
+    """layers that learn at another rate, as backbone:0.1"""
     memory_rows: int = 0
     """mined embeddings that each image is also compared with"""
     min_active: float = 0.0
@@ -63,6 +90,8 @@ class TrainOptions:
         for name in ("epochs", "batch_rows", "learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0; found {getattr(self, name)}")
+        if any(factor < 0 for _, factor in self.layer_rates):
+            raise InputError(f"layer_rates must be 0 or more; found {shown(self.layer_rates)}")
         if self.memory_rows < 0:
             raise InputError(f"memory_rows must be 0 or more; found {self.memory_rows}")
         if not 0 <= self.min_active < 1:

@@ -10,7 +10,7 @@ import msgspec
 from pipeline.errors import InputError
 from pipeline.mining.options import MiningOptions, parse_shares
 from pipeline.packs.packs import PackOptions
-from trainer.options import TrainOptions, WarmupOptions
+from trainer.options import TrainOptions, WarmupOptions, parse_rates
 
 SHIPPED = Path(__file__).parent / "recipes"
 SECTIONS: dict[str, Any] = {
@@ -42,6 +42,9 @@ def read_recipe(name: str) -> Recipe:
         kinds = told.get("mining", {}).get("negatives")
         if isinstance(kinds, str):
             told["mining"]["negatives"] = parse_shares(kinds)
+        rates = told.get("train", {}).get("layer_rates")
+        if isinstance(rates, str):
+            told["train"]["layer_rates"] = parse_rates(rates)
         recipe = msgspec.convert(told, Recipe)
         # `replace` sets defaults too, which msgspec leaves to the class: JSON of the recipe is to have all of them.
         return Recipe(**{name: replace(getattr(recipe, name)) for name in told})

@@ -5,7 +5,6 @@ have had. Their number is a total: more of them are asked for by a larger one.
 """
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import ClassVar
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.corpus import Corpus
+from pipeline.embedding.network import copy_checkpoint
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
@@ -271,9 +271,7 @@ class Rounds:
             number = max(history, key=lambda n: (history[n], -n))
             best = replace(best, round=number, validation_map_at_r=history[number])
         source = self.run.round(best.round).checkpoint
-        storage.write_atomically(
-            self.run.best_checkpoint, lambda path: shutil.copyfile(storage.local_copy(source), path)
-        )
+        copy_checkpoint(source, self.run.best_checkpoint)
         manifests.write(self.run.best, best)
         return best
 

@@ -7,7 +7,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.embedding.decoding import rows_of
+from pipeline.embedding.network import layers_of
+from pipeline.errors import InputError
 from trainer import losses
+from trainer.options import Rates
 
 SUMS = ("loss", "active", "d_ap", "d_an", "memory_loss")
 
@@ -25,8 +29,12 @@ class Step:
     memory's loss: of each device's mean, weighted by its rows.
     """
 
-    def __init__(self, model: keras.Model, optimizer: Any, loss: str, margin: float, strategy: Any, spec: Any):
+    def __init__(
+        self, model: keras.Model, optimizer: Any, loss: str, margin: float, strategy: Any, spec: Any,
+        layer_rates: Rates = (),
+    ):  # fmt: skip
         self._strategy = strategy
+        rates = _rates(model, layer_rates)
         # One trace for all shapes: traces for two shapes may round differently, and a resumed run would differ.
         # Values per device take no signature.
         loss_of = losses.LOSSES[loss](margin)
@@ -41,7 +49,10 @@ class Step:
                 of_memory = _memory_loss(embeddings, batch) * share[1]
                 both = value + of_memory
             gradients = tape.gradient(both, model.trainable_variables)
+            before = [variable + 0 for variable, _ in rates]
             optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            for (variable, factor), old in zip(rates, before, strict=True):  # of any optimizer's update, its decay too
+                variable.assign(old + factor * (variable - old))
             sums = _sums(d_ap, d_an, margin) * tf.cast(share[1] > 0, tf.float32)
             return tf.concat([[value], sums, [of_memory]], axis=0), embeddings
 
@@ -61,7 +72,7 @@ class Step:
     def _run(self, batches: list[dict[str, Any]]) -> Any:
         replicas = self._strategy.num_replicas_in_sync
         missing = replicas - len(batches)  # at the end of an epoch: a batch again, with no weight
-        counts = np.array([[len(batch["triplets"]), len(batch["inputs"])] for batch in batches], np.float32)
+        counts = np.array([[len(batch["triplets"]), rows_of(batch["inputs"])] for batch in batches], np.float32)
         shares = [*(counts / np.maximum(counts.sum(axis=0), 1)), *[np.zeros(2, np.float32)] * missing]
         batches = batches + [batches[-1]] * missing
         if replicas == 1:
@@ -74,6 +85,18 @@ class Step:
 
         each = {name: spread([batch[name] for batch in batches]) for name in batches[0]}
         return self._on_all(each, spread([tf.constant(share) for share in shares]))
+
+
+def _rates(model: keras.Model, layer_rates: Rates) -> list[tuple[Any, float]]:
+    """The variables of the layers that are named, with their factors."""
+    found = []
+    for name, factor in layer_rates:
+        layers = [layer for layer in layers_of(model) if layer.name == name]
+        if not layers:
+            names = ", ".join(layer.name for layer in model.layers)
+            raise InputError(f"layer_rates: the network has no layer {name!r}; it has {names}")
+        found += [(variable, factor) for layer in layers for variable in layer.trainable_variables]
+    return found
 
 
 def _memory_loss(embeddings: Any, batch: dict[str, Any]) -> Any:

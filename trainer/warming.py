@@ -12,16 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.decoding import input_spec
-from pipeline.embedding.network import checkpoint_digest, input_shape, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
-from pipeline.files import manifests, storage
+from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.process.commands import log, postponed_stop
 from pipeline.process.progress import Stage, live
 from trainer import losses
 from trainer.batches import class_batches, usable_classes
-from trainer.first import first_model
+from trainer.first import first_network
 from trainer.loop import decayed, device_name
 from trainer.options import InitOptions, WarmupOptions
 from trainer.state import SAVE_SECONDS, Resumable, save_optimizer
@@ -74,13 +73,12 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
     corpus.split("train").check()
     keras.utils.set_random_seed(options.seed)  # before anything is loaded: Dropout draws its generator's seed then
     # Without a checkpoint none is written before the end: one that is there counts as warmed up.
-    model = load_checkpoint(path) if path.exists() else first_model(corpus, InitOptions(seed=options.seed))
-    digest = checkpoint_digest(model)
+    network = load_network(path) if path.exists() else first_network(corpus, InitOptions(seed=options.seed))
+    model, digest = network.model, network.digest()
     done = manifests.read_if_there(told, WarmedUp) if path.exists() else None
     if done and (done.digest, done.options, done.corpus_fingerprint) == (digest, options, corpus.fingerprint):
         unfinished.unlink(missing_ok=True)  # of a warm-up that was killed right after its checkpoint was there
         return replace(done, run_dir=str(run_dir), path=str(path), already=True)
-    shape = input_shape(model, corpus.feature, path)
     classes = min(max(2, options.batch_rows // ROWS_A_CLASS), len(usable_classes(corpus)))
     steps = options.steps or options.epochs * math.ceil(corpus.split("train").rows / (ROWS_A_CLASS * classes))
     optimizer = keras.optimizers.Adam(options.learning_rate)
@@ -89,8 +87,13 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
     resumed = state.restore()
     progress = state.progress
 
+    batches = class_batches(
+        corpus, network.inputs(corpus.feature), classes, ROWS_A_CLASS, steps, options.seed,
+        first_step=len(progress.losses),
+    )  # fmt: skip
+
     # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
-    @tf.function(input_signature=[input_spec(corpus.feature, shape), tf.TensorSpec([None], tf.int64)], autograph=False)
+    @tf.function(input_signature=batches.element_spec, autograph=False)
     def step(inputs: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = losses.triplet_semihard_loss(labels, model(inputs, training=True), options.margin)
@@ -99,7 +102,6 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
         return loss
 
     started = time.time() - progress.seconds
-    batches = class_batches(corpus, shape, classes, ROWS_A_CLASS, steps, options.seed, first_step=len(progress.losses))
     stage = Stage(name="warm-up", unit="steps", total=steps, done=lambda: len(progress.losses))
     with live(stage), postponed_stop(state.save) as stop_if_asked:
         log.info("warm-up on %s: %d steps of %d classes x %d rows", device_name(), steps, classes, ROWS_A_CLASS)
@@ -120,12 +122,12 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
             state.save_when_due()
         tail = max(1, len(progress.losses) // 10)
         done = WarmedUp(
-            run_dir=str(run_dir), path=str(path), digest=checkpoint_digest(model), options=options, steps=steps,
+            run_dir=str(run_dir), path=str(path), digest=network.digest(), options=options, steps=steps,
             corpus_fingerprint=corpus.fingerprint, first_loss=float(np.mean(progress.losses[:tail])),
             last_loss=float(np.mean(progress.losses[-tail:])), seconds=time.time() - started,
         )  # fmt: skip
         save_optimizer(optimizer, round.optimizer, done.digest)
         manifests.write(told, done)
-        storage.write_atomically(path, model.save)
+        network.save(path)
         state.forget()
     return done

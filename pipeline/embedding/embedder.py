@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Split
 from pipeline.corpus.manifest import Feature
-from pipeline.embedding.decoding import decode_records
-from pipeline.embedding.network import input_shape, output_dim
+from pipeline.embedding.network import UNIT, Network, output_dim
 from pipeline.errors import InputError
 from pipeline.triplets.rows import to_grid
 
@@ -28,17 +25,15 @@ class Embedder:
     the same rows never changes a result.
     """
 
-    def __init__(self, model: keras.Model, feature: Feature, name: Path | str):
-        """name: of the checkpoint, for errors."""
-        self.model, self.name = model, name
-        shape = input_shape(model, feature, name)
-        self.dim = output_dim(model, name)
+    def __init__(self, network: Network, feature: Feature):
+        self.network, inputs = network, network.inputs(feature)
 
         @tf.function(input_signature=[tf.TensorSpec([BATCH], tf.string)], autograph=False)
         def embed_batch(records: Any) -> Any:
-            return model(decode_records(feature, records, shape), training=False)
+            return network.model(inputs.of_records(records), training=False)
 
         self._embed_batch = embed_batch.get_concrete_function()  # traced here, once: threads would each do it
+        self.dim = output_dim(self._embed_batch.structured_outputs, network.name)
 
     def __call__(self, records: list[bytes], first_row: int = 0) -> np.ndarray:
         """float32 [n, dim], L2-normalised, on the grid. `first_row` only names rows in errors."""
@@ -53,11 +48,11 @@ class Embedder:
         with ThreadPoolExecutor(CALLS) as calls:
             embeddings = np.concatenate(list(calls.map(embed, range(0, len(records), BATCH))))[: len(records)]
         norm = np.linalg.norm(embeddings, axis=1)
-        bad = np.flatnonzero(~(np.abs(norm - 1) < 1e-3))
+        bad = np.flatnonzero(~(np.abs(norm - 1) < UNIT))
         if len(bad):
             what = {0: "zero"}.get(norm[bad[0]], f"of length {norm[bad[0]]:.4g}")
             raise InputError(
-                f"{self.name}: {len(bad)} of {len(records)} embeddings are not L2-normalised; rows "
+                f"{self.network.name}: {len(bad)} of {len(records)} embeddings are not L2-normalised; rows "
                 f"{(bad[:5] + first_row).tolist()}, the first is {'NaN' if np.isnan(norm[bad[0]]) else what}. "
                 f"Train from an earlier checkpoint, or end the network with keras.layers.UnitNormalization(), as "
                 f"trainer.init does where it is missing."

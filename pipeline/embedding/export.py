@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.manifest import SPLITS
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Run
@@ -47,7 +47,7 @@ def export(run_dir: Path, out: Path, split: str | None = None, number: int | str
     else:
         round = run.newest_checkpoint() if number is None else run.round(number)
         checkpoint = (round or run.round(0)).checkpoint
-    embedder = Embedder(load_checkpoint(checkpoint), corpus.feature, checkpoint)
+    embedder = Embedder(load_network(checkpoint), corpus.feature)
     splits, done = [split] if split else list(SPLITS), 0
 
     def counted() -> Iterator[Chunk]:

@@ -8,7 +8,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.corpus import Corpus, Split
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
@@ -42,7 +42,7 @@ def mine(
     if newest is None:
         Corpus.open(run_dir)  # if that is missing too, it comes first
         raise InputError(f"{run_dir} has no checkpoint. Make a first one: python -m trainer.init --run_dir {run_dir}")
-    digest = checkpoint_digest(load_checkpoint(newest.checkpoint))
+    digest = load_network(newest.checkpoint).digest()
     return mine_round(newest, digest, mining, packing, options, threads, tiling)
 
 

@@ -1,7 +1,6 @@
 """Mining a corpus from Python: with a model in memory, a checkpoint, or embeddings of another encoder."""
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,8 +12,10 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import Feature
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.fitting import fit_network
+from pipeline.embedding.network import Extras, Network, copy_checkpoint, load_network
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
@@ -26,6 +27,7 @@ from pipeline.mining.options import MiningOptions
 from pipeline.packs.packs import PackOptions
 from pipeline.process import lock
 from pipeline.process.beam import in_process
+from pipeline.process.commands import log
 from pipeline.triplets.arrays import kind_shares, normalised
 from pipeline.triplets.rows import to_grid
 
@@ -35,6 +37,7 @@ def mine_corpus(
     model: keras.Model | Path | str | None = None,
     *,
     embeddings: Any = None,
+    preprocess: str | None = None,
     kind: str | Mapping[str, float] = "semi-hard",
     beam_options: PipelineOptions | None = None,
     threads: int | None = None,
@@ -48,6 +51,7 @@ def mine_corpus(
       model: a keras.Model, or the path of a .keras file.
       embeddings: in place of a model: numbers [rows, dim] of the train split, in the order of `corpus.rows()`, of
         NumPy, TensorFlow or PyTorch; L2-normalised here. Such a round has no checkpoint.
+      preprocess: of a keras.Model, `package.module:function`: payloads to what it takes, see docs/own-model.md.
       kind: as for `mine_triplets`.
       beam_options: where the job runs; None runs it in this process.
       threads: of a worker's scan; None for as many as it has cores.
@@ -73,8 +77,7 @@ def mine_corpus(
         if model is None:
             round, digest = _with_embeddings(corpus, embeddings)
         else:
-            loaded = load_checkpoint(storage.location(model)) if isinstance(model, str | Path) else model
-            round, digest = _with_model(corpus, loaded)
+            round, digest = _with_model(corpus, _network_of(model, corpus.feature, preprocess))
         try:
             return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
         except InputError:
@@ -83,17 +86,27 @@ def mine_corpus(
             raise
 
 
-def _with_model(corpus: Corpus, model: keras.Model) -> tuple[Round, str]:
-    """The round that a model mines, where its checkpoint is then, and the checkpoint's digest."""
+def _network_of(model: keras.Model | Path | str, feature: Feature, preprocess: str | None) -> Network:
+    if isinstance(model, str | Path):
+        return load_network(storage.location(model))
+    shape = () if None in feature.shape else tuple(size for size in feature.shape if size)
+    return Network(model, "the model", Extras(preprocess=preprocess, shape=shape))
+
+
+def _with_model(corpus: Corpus, network: Network) -> tuple[Round, str]:
+    """The round that a network mines, where its checkpoint is then, and the checkpoint's digest."""
+    rows = corpus.split("train").read(np.arange(1))
+    network, length = fit_network(network, corpus.feature, rows)
+    if length != 1:
+        log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", network.name, length)
+    Embedder(network, corpus.feature)(rows)
     with tempfile.TemporaryDirectory() as scratch:
         saved = Path(scratch, "model.keras")
-        model.save(saved, include_optimizer=False)
-        loaded = load_checkpoint(saved)  # names of variables may be others than in memory, and they are in the digest
-        Embedder(loaded, corpus.feature, "the model")(corpus.split("train").read(np.arange(1)))
-        digest = checkpoint_digest(loaded)
+        network.save(saved)
+        digest = load_network(saved).digest()  # as it is read: layers may have other names in memory
         round = _round_of(Run(corpus.run_dir), digest)
         if not round.checkpoint.exists():
-            storage.write_atomically(round.checkpoint, lambda path: shutil.copyfile(saved, path))
+            copy_checkpoint(saved, round.checkpoint)
     return round, digest
 
 
@@ -122,10 +135,9 @@ def _round_of(run: Run, digest: str) -> Round:
     else:
         held = manifests.read(newest.manifest, TripletsManifest).checkpoint_digest
         round = newest if held == digest else newest.next
-    if round.checkpoint.exists() and checkpoint_digest(load_checkpoint(round.checkpoint)) != digest:
+    if round.checkpoint.exists() and load_network(round.checkpoint).digest() != digest:
         raise InputError(
             f"{round.checkpoint} waits to be mined and is another than what was given. Give its path, remove it, or "
             f"ingest into another run directory."
         )
     return round
-

@@ -16,7 +16,7 @@ from apache_beam.utils import shared
 
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import storage
@@ -138,13 +138,13 @@ class EmbedShard(Step):
 
     def _load(self) -> Embedder:
         path = self.job.round.checkpoint
-        model = load_checkpoint(path)
-        digest, expected = checkpoint_digest(model), self.job.checkpoint_digest
+        network = load_network(path)
+        digest, expected = network.digest(), self.job.checkpoint_digest
         if digest != expected:
             raise InputError(
                 f"{path} changed while its round was mined: {digest[:12]}, at the start {expected[:12]}. Mine again."
             )
-        return Embedder(model, self.job.open_corpus().feature, path)
+        return Embedder(network, self.job.open_corpus().feature)
 
 
 # ---- Triplets over the corpus. ----

@@ -13,7 +13,7 @@ from pipeline import embed
 from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.manifest import SPLITS
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from trainer import init
@@ -23,7 +23,7 @@ def test_embeddings_come_with_their_ids_and_labels(small, tmp_path):
     """Against the embedder, split by split."""
     assert embed.main(["--run_dir", str(small), "--out", str(tmp_path / "e.npz")]) == 0
     corpus, path = Corpus.open(small), Run(small).round(0).checkpoint
-    embedder = Embedder(load_checkpoint(path), corpus.feature, path)
+    embedder = Embedder(load_network(path), corpus.feature)
     with np.load(tmp_path / "e.npz", allow_pickle=False) as found:
         expected = np.concatenate([embedder.split(corpus.split(name)) for name in SPLITS])
         np.testing.assert_array_equal(found["vectors"], expected)

@@ -11,7 +11,7 @@ from conftest import copied
 from pipeline import ingest
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
@@ -28,14 +28,14 @@ def told(capsys, run_dir, *arguments):
 
 def test_measures_are_those_of_the_splits_embeddings_and_stay_beside_the_round(small_run, capsys):
     corpus, round = Corpus.open(small_run), Run(small_run).round(0)
-    model, split = load_checkpoint(round.checkpoint), corpus.split("eval")
+    network, split = load_network(round.checkpoint), corpus.split("eval")
     found = told(capsys, small_run, "--nmi")
-    expected = retrieval(Embedder(model, corpus.feature, "").split(split), split.class_of(np.arange(split.rows)))
+    expected = retrieval(Embedder(network, corpus.feature).split(split), split.class_of(np.arange(split.rows)))
     measures = found["measures"]["round 0"]
     assert expected.items() <= measures.items() and 0 <= measures["nmi"] <= 1 and 0 <= measures["linear_probe"] <= 1
     assert (found["split"], found["rows"], found["classes"]) == ("eval", split.rows, len(split.labels))
     kept = manifests.read(round.evaluation("eval"), Evaluation)
-    assert kept.measures == measures and kept.checkpoint_digest == checkpoint_digest(model)
+    assert kept.measures == measures and kept.checkpoint_digest == network.digest()
 
 
 def test_a_warm_up_makes_retrieval_better_and_pixels_stand_beside_it(small, tmp_path, capsys):

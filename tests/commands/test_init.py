@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from conftest import copied
@@ -11,7 +10,7 @@ from conftest import copied
 from pipeline import ingest
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import Network, load_network
 from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from trainer import init, models
@@ -35,18 +34,18 @@ def bare(small, tmp_path) -> Path:
     return run_dir
 
 
-def made(run_dir: Path, *arguments: str) -> keras.Model:
+def made(run_dir: Path, *arguments: str) -> Network:
     """The checkpoint that trainer.init makes."""
     assert init.main(["--run_dir", str(run_dir), *arguments]) == 0
-    return load_checkpoint(Run(run_dir).round(0).checkpoint)
+    return load_network(Run(run_dir).round(0).checkpoint)
 
 
 def test_the_weights_are_seeded_whatever_was_built_before(bare, small, tmp_path):
     models.dense((3,))  # Keras numbers the layers of a process, and a digest covers their names
-    digest = checkpoint_digest(made(bare))
-    assert digest == checkpoint_digest(load_checkpoint(Run(small).round(0).checkpoint))
+    digest = made(bare).digest()
+    assert digest == load_network(Run(small).round(0).checkpoint).digest()
     shutil.rmtree(bare / "rounds")
-    assert digest != checkpoint_digest(made(bare, "--seed", "1"))
+    assert digest != made(bare, "--seed", "1").digest()
 
 
 def test_a_checkpoint_that_is_there_stays(small_run, capsys):
@@ -61,28 +60,28 @@ def test_a_checkpoint_that_is_there_stays(small_run, capsys):
 def test_untrained_statistics_have_seen_the_corpus(small):
     """Without that, an untrained network's embeddings all but coincide in inference mode, and round 0 mines noise."""
     corpus = Corpus.open(small)
-    found = Embedder(load_checkpoint(Run(small).round(0).checkpoint), corpus.feature, "").split(corpus.split("train"))
+    found = Embedder(load_network(Run(small).round(0).checkpoint), corpus.feature).split(corpus.split("train"))
     assert 2 - 2 * np.linalg.norm(found.mean(axis=0)) ** 2 > 0.15
 
 
 def test_a_keras_file_is_taken_as_it_is(bare, tmp_path):
     model = models.convolutional((8, 8, 1))
     model.save(tmp_path / "own.keras")
-    assert checkpoint_digest(made(bare, "--model", str(tmp_path / "own.keras"))) == checkpoint_digest(model)
+    assert made(bare, "--model", str(tmp_path / "own.keras")).digest() == Network(model, "").digest()
 
 
 @pytest.mark.parametrize("name", ["networks:unnormalised", "trainer.models:convolutional"])
 def test_what_gives_no_unit_vectors_is_normalised_once_and_that_is_said(bare, name, caplog):
     caplog.set_level("INFO", "triplet-miner")
-    model, corpus = made(bare, "--model", name), Corpus.open(bare)
+    network, corpus = made(bare, "--model", name), Corpus.open(bare)
     assert ("UnitNormalization() was appended" in caplog.text) == (name == "networks:unnormalised")
-    found = Embedder(model, corpus.feature, name)(corpus.split("eval").read(np.arange(20)))
+    found = Embedder(network, corpus.feature)(corpus.split("eval").read(np.arange(20)))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-2)
-    assert [type(layer).__name__ for layer in model.layers].count("UnitNormalization") == 1
+    assert [type(layer).__name__ for layer in network.model.layers].count("UnitNormalization") == 1
 
 
 def test_ones_own_text_network_is_adapted(texts, tmp_path):
-    words = made(copied(texts, tmp_path), "--model", "networks:vectorising").layers[1].get_vocabulary()
+    words = made(copied(texts, tmp_path), "--model", "networks:vectorising").model.layers[1].get_vocabulary()
     assert len(words) == 50 and "my" in words
 
 
@@ -90,7 +89,7 @@ def test_ones_own_text_network_is_adapted(texts, tmp_path):
     ("kind", "model", "message"),
     [
         ("bare", "networks:zero", "not L2-normalised; rows .0., the first is zero"),
-        ("bare", "networks:feature_map", r"gives \(None, 6, 6, 4\), expected \[batch, dim\].*pooling"),
+        ("bare", "networks:feature_map", r"gives \[1, 6, 6, 4\], expected \[batch, dim\].*pooling"),
         ("bare", "networks:two_outputs", r"expected \[batch, dim\]"),
         ("bare", "networks:vectorising", "takes string .*the corpus has image"),
         ("bare", "json:dumps", "returned a str"),

@@ -17,7 +17,7 @@ from scipy.stats import kstest
 from pipeline import ingest, mine, records
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError, WrongOption
 from pipeline.files.layout import Run
 from pipeline.files.tfrecords import make_example
@@ -52,7 +52,7 @@ def embeddings_of(run_dir):
     """float32 [rows, dim] of a run's train split, computed apart from the mining job's files."""
     corpus, path = Corpus.open(run_dir), Run(run_dir).round(0).checkpoint
     split = corpus.split("train")
-    return Embedder(load_checkpoint(path), corpus.feature, path)(split.read(np.arange(split.rows)))
+    return Embedder(load_network(path), corpus.feature)(split.read(np.arange(split.rows)))
 
 
 @functools.cache

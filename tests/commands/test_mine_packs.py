@@ -9,7 +9,7 @@ from conftest import copied, packs_of
 from pipeline import ingest, mine
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Round, Run
@@ -49,7 +49,7 @@ def truth(run_dir):
     corpus, path = Corpus.open(run_dir), Run(run_dir).round(0).checkpoint
     split = corpus.split("train")
     rows = np.arange(split.rows)
-    embedding = Embedder(load_checkpoint(path), corpus.feature, path)(split.read(rows)).astype(np.float64)
+    embedding = Embedder(load_network(path), corpus.feature)(split.read(rows)).astype(np.float64)
     return split.class_of(rows), 2 - 2 * embedding @ embedding.T
 
 

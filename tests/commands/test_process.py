@@ -14,7 +14,7 @@ from conftest import copied
 
 from pipeline import mine
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError, Locked
 from pipeline.files.layout import Run
 from pipeline.mining import job
@@ -168,7 +168,7 @@ def results(run_dir, rounds, trained=False):
         round = Run(run_dir).round(number)
         found.append(open_triplets(round, corpus).triplet_digest)
         if trained:
-            found.append(checkpoint_digest(load_checkpoint(round.next.checkpoint)))
+            found.append(load_network(round.next.checkpoint).digest())
     return found
 
 

@@ -8,7 +8,7 @@ from conftest import copied
 
 from pipeline import embed, ingest, mine, records
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Run
@@ -31,7 +31,7 @@ def digests(run_dir):
     """What a mined and trained round is told by: its triplets, and the next checkpoint."""
     round = Run(run_dir).round(0)
     triplets = open_triplets(round, Corpus.open(run_dir)).triplet_digest
-    return triplets, checkpoint_digest(load_checkpoint(round.next.checkpoint))
+    return triplets, load_network(round.next.checkpoint).digest()
 
 
 def test_a_round_in_memory_gives_what_it_gives_on_a_disk(small, small_mined, tmp_path):

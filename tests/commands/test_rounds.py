@@ -14,7 +14,7 @@ from logged import scalars
 
 from pipeline import rounds
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
@@ -57,7 +57,7 @@ def metrics_of(run_dir, number):
 
 def test_each_round_is_mined_with_the_checkpoint_that_the_last_one_trained(two_rounds, quick):
     corpus, run, recipe = Corpus.open(two_rounds), Run(two_rounds), read_recipe(quick)
-    digests = [checkpoint_digest(load_checkpoint(run.round(number).checkpoint)) for number in range(3)]
+    digests = [load_network(run.round(number).checkpoint).digest() for number in range(3)]
     assert len(set(digests)) == 3 and not run.round(2).manifest.exists() and not run.round(3).path.exists()
     for number in (0, 1):
         mined, trained = open_triplets(run.round(number), corpus), metrics_of(two_rounds, number)
@@ -71,7 +71,7 @@ def test_each_round_is_mined_with_the_checkpoint_that_the_last_one_trained(two_r
     assert rates[0][0] == pytest.approx(0.001) and rates[1][0] == pytest.approx(0.00055)
     assert (np.diff(rates[0] + rates[1]) < 0).all(), "it falls over both"
     best = manifests.read(run.best, Best)
-    assert checkpoint_digest(load_checkpoint(run.best_checkpoint)) == digests[best.round] and best.round in (1, 2)
+    assert load_network(run.best_checkpoint).digest() == digests[best.round] and best.round in (1, 2)
 
 
 def test_the_same_again_does_nothing_and_more_rounds_add_to_them(two_rounds, quick, tmp_path, capsys):

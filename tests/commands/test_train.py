@@ -13,7 +13,7 @@ from logged import scalars
 
 from pipeline import mine
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
@@ -48,7 +48,7 @@ def outcome(run_dir, number=0):
     """Digest of the checkpoint that a round's training made, and the optimizer's variables."""
     made = Run(run_dir).round(number).next
     with np.load(made.optimizer) as file:
-        return checkpoint_digest(load_checkpoint(made.checkpoint)), [file[name].tobytes() for name in file.files]
+        return load_network(made.checkpoint).digest(), [file[name].tobytes() for name in file.files]
 
 
 def test_a_round_is_trained_once_and_tells_what_came_of_it(run, capsys):
@@ -159,7 +159,7 @@ def test_nothing_to_train_and_no_corpus(small_run, tmp_path):
 
 def test_another_checkpoint_than_the_round_was_mined_with_is_refused(run):
     path = Run(run).round(0).checkpoint
-    model = load_checkpoint(path)
+    model = load_network(path).model
     model.layers[-2].bias.assign(np.ones(64))
     model.save(path)
     with pytest.raises(InputError, match="round 0 was mined with"):

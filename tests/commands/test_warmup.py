@@ -10,7 +10,7 @@ from conftest import copied
 from interrupted import ctrl_c_at
 
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from trainer import init, warmup
@@ -22,11 +22,11 @@ def outcome(run_dir):
     """Digest of the checkpoint, and the optimizer's variables."""
     round = Run(run_dir).round(0)
     with np.load(round.optimizer) as file:
-        return checkpoint_digest(load_checkpoint(round.checkpoint)), [file[name].tobytes() for name in file.files]
+        return load_network(round.checkpoint).digest(), [file[name].tobytes() for name in file.files]
 
 
 def test_as_many_passes_as_asked_and_the_loss_falls(small_run, capsys):
-    before = checkpoint_digest(load_checkpoint(Run(small_run).round(0).checkpoint))
+    before = load_network(Run(small_run).round(0).checkpoint).digest()
     assert warmup.main(["--run_dir", str(small_run), "--epochs", "4", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["steps"] == 4 * math.ceil(Corpus.open(small_run).split("train").rows / 40)

@@ -31,7 +31,7 @@ from PIL import Image
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.manifest import SPLITS
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets
@@ -116,7 +116,7 @@ def outcome(run: Path, step: str) -> str:
     else:
         number = 0 if step == "warmup" else 1
         round = Run(run).round(number)
-        digest.update(checkpoint_digest(load_checkpoint(round.checkpoint)).encode())
+        digest.update(load_network(round.checkpoint).digest().encode())
         with np.load(round.optimizer) as file:
             for name in file.files:
                 digest.update(file[name].tobytes())
@@ -137,7 +137,7 @@ def check_readable(run: Path) -> None:
     for number in (0, 1):
         path = Run(run).round(number).checkpoint
         if path.exists():
-            load_checkpoint(path)
+            load_network(path)
 
 
 def undisturbed(step: Step, run: Path) -> dict[str, float]:
@@ -328,7 +328,7 @@ def _spoil_model(value: float) -> Callable[[Path], object]:
 
     def change(run: Path) -> None:
         path = Run(run).round(0).checkpoint
-        model = load_checkpoint(path)
+        model = load_network(path).model
         for variable in model.trainable_variables[-2:]:
             variable.assign(np.full(variable.shape, value, np.float32))
         model.save(path)

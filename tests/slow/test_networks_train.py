@@ -9,7 +9,7 @@ import pytest
 from conftest import copied
 
 from pipeline import ingest, mine
-from pipeline.embedding.network import load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.files.layout import Run
 from trainer import evaluate, init, train, warmup
 from trainer.measures.evaluation import evaluate_rounds
@@ -46,7 +46,7 @@ def test_texts(tmp_path, model):
     assert init.main([*run, *model]) == 0
     assert mine.main([*run, "--negatives", "semi-hard,hard"]) == 0
     assert train.main([*run, "--loss", "contrastive"]) == 0
-    before, after = (load_checkpoint(Run(tmp_path / "run").round(number).checkpoint) for number in (0, 1))
+    before, after = (load_network(Run(tmp_path / "run").round(number).checkpoint).model for number in (0, 1))
     assert before.layers[1].get_vocabulary() == after.layers[1].get_vocabulary()
     assert np.abs(after.get_weights()[0] - before.get_weights()[0]).max() > 0
 
@@ -60,7 +60,7 @@ def test_keras_applications_with_weights_from_a_local_file(digits, tmp_path, mon
     run = copied(digits, tmp_path)
     shutil.rmtree(run / "rounds")
     assert init.main(["--run_dir", str(run), "--model", "networks:mobilenet"]) == 0
-    found = load_checkpoint(Run(run).round(0).checkpoint)
+    found = load_network(Run(run).round(0).checkpoint).model
     np.testing.assert_array_equal(found.get_layer("conv").kernel, base.get_layer("conv").kernel)
     assert mine.main(["--run_dir", str(run), "--anchors", "100", "--negatives", "hard"]) == 0
     assert train.main(["--run_dir", str(run)]) == 0

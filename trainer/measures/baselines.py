@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus, Split
-from pipeline.embedding.decoding import decode_records
+from pipeline.embedding.decoding import Inputs
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
@@ -64,7 +64,7 @@ def payload(corpus: Corpus, split: Split, shape: tuple[int, ...]) -> np.ndarray:
     """float32 [rows, values], images or vectors as numbers, L2-normalised. shape: that images are scaled to."""
     rows = np.arange(split.rows)
     values = [
-        decode_records(corpus.feature, tf.constant(split.read(part)), shape).numpy().reshape(len(part), -1)
+        Inputs(corpus.feature, shape).of_records(tf.constant(split.read(part))).numpy().reshape(len(part), -1)
         for part in np.split(rows, rows[BLOCK::BLOCK])
     ]
     flat = np.concatenate(values)

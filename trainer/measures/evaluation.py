@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
+from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
@@ -149,12 +149,12 @@ def evaluate_rounds(
     query = queries_of(corpus, split)
     for number, title in titles.items():
         round = run.round(number)
-        embedder = Embedder(load_checkpoint(round.checkpoint), corpus.feature, round.checkpoint)
+        embedder = Embedder(load_network(round.checkpoint), corpus.feature)
         found = measure(embedder.split(split), label, query=query, **which)
         rows[f"round {number}" + (", best" if title == "best" else "")] = found
         evaluation = Evaluation(
             split=split_name, corpus_fingerprint=corpus.fingerprint, measures=found,
-            checkpoint_digest=checkpoint_digest(embedder.model),
+            checkpoint_digest=embedder.network.digest(),
         )  # fmt: skip
         manifests.write(round.evaluation(split_name), evaluation)
     known = corpus.manifest.known_classes(split_name)

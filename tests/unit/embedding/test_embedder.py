@@ -6,6 +6,7 @@ import pytest
 from handmade import write_corpus
 
 from pipeline.embedding.embedder import BATCH, Embedder
+from pipeline.embedding.network import Network
 from pipeline.errors import InputError
 from pipeline.triplets.rows import GRID, to_grid
 
@@ -14,7 +15,8 @@ ROWS = 2 * BATCH + 7
 
 def embedder_of(corpus, *layers):
     inputs = keras.Input(corpus.feature.shape)
-    return Embedder(keras.Model(inputs, keras.Sequential([*layers])(inputs)), corpus.feature, "some.keras")
+    model = keras.Model(inputs, keras.Sequential([*layers])(inputs))
+    return Embedder(Network(model, "some.keras"), corpus.feature)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus, Split
-from pipeline.embedding.decoding import decode
+from pipeline.embedding.decoding import Inputs
 from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets, read_packs
@@ -24,17 +24,17 @@ def packs(small_mined):
 @pytest.fixture(scope="module")
 def images(small_mined, packs):
     """What a network takes of each row, by row."""
-    feature, found = Corpus.open(small_mined).feature, {}
+    inputs, found = Inputs(Corpus.open(small_mined).feature, SHAPE), {}
     for pack in packs:
-        found |= zip(pack["row"].tolist(), decode(feature, tf.constant(pack["image"]), SHAPE).numpy(), strict=True)
+        found |= zip(pack["row"].tolist(), inputs.of_payload(tf.constant(pack["image"])).numpy(), strict=True)
     return found
 
 
 def test_no_autotuning_thread_is_waited_for_at_the_end_of_an_epoch(small_mined):
     round, corpus = Run(small_mined).round(0), Corpus.open(small_mined)
-    of_packs = triplet_batches(round.triplets, open_triplets(round, corpus), SHAPE, 128, seed=0)
+    of_packs = triplet_batches(round.triplets, open_triplets(round, corpus), Inputs(corpus.feature, SHAPE), 128, seed=0)
     assert of_packs.options().autotune.enabled is False
-    assert class_batches(corpus, SHAPE, 2, 2, 1, seed=0).options().autotune.enabled is False
+    assert class_batches(corpus, Inputs(corpus.feature, SHAPE), 2, 2, 1, seed=0).options().autotune.enabled is False
 
 
 @pytest.mark.parametrize("batch_rows", [128, 300])
@@ -43,7 +43,7 @@ def test_batches_hold_every_pack_once_in_an_order_drawn_by_the_seed(small_mined,
     manifest = open_triplets(round, corpus)
 
     def read(seed, first_batch=0):
-        found = triplet_batches(round.triplets, manifest, SHAPE, batch_rows, seed, first_batch)
+        found = triplet_batches(round.triplets, manifest, Inputs(corpus.feature, SHAPE), batch_rows, seed, first_batch)
         return [(batch["inputs"].numpy(), batch["triplets"].numpy()) for batch in found]
 
     def sides(inputs, triplets):
@@ -66,7 +66,7 @@ def test_batches_hold_every_pack_once_in_an_order_drawn_by_the_seed(small_mined,
 
 
 def in_batch(corpus: Corpus, classes: int, rows: int, steps: int, seed: int = 7, first_step: int = 0):
-    found = class_batches(corpus, SHAPE, classes, rows, steps, seed, first_step)
+    found = class_batches(corpus, Inputs(corpus.feature, SHAPE), classes, rows, steps, seed, first_step)
     return [(inputs.numpy(), label.numpy()) for inputs, label in found]
 
 

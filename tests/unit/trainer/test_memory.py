@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus, Split
+from pipeline.embedding.decoding import Inputs
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files.layout import Run
@@ -86,7 +87,8 @@ def test_batches_come_with_what_they_are_compared_with_and_renew_it(small_mined,
     manifest = open_triplets(round, corpus)
     store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
     memory, mined = Memory(store, most, 0), store.embeddings(np.arange(store.split.rows))
-    first, second = list(triplet_batches(round.triplets, manifest, (8, 8, 1), 128, 1, memory=memory).take(2))
+    inputs = Inputs(corpus.feature, (8, 8, 1))
+    first, second = list(triplet_batches(round.triplets, manifest, inputs, 128, 1, memory=memory).take(2))
     for batch in (first, second):
         found = memory(batch["row"].numpy())
         for name, value in zip(

@@ -7,8 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.corpus.manifest import Feature
-from pipeline.embedding.network import checkpoint_digest, load_checkpoint
-from pipeline.errors import InputError
+from pipeline.embedding.network import Network, load_network
 from trainer import models
 
 TEXTS = tf.data.Dataset.from_tensor_slices(["one two", "two three", "a\u2028b \x85 c\x1cd", "a", "b"]).batch(2)
@@ -17,7 +16,7 @@ SAID = tf.constant([["one two"], ["a\u2028b"], ["a"], ["..."], [""]])
 
 def reloaded(model, directory):
     model.save(directory / "model.keras")
-    return load_checkpoint(directory / "model.keras")
+    return load_network(directory / "model.keras").model
 
 
 def test_a_vocabulary_survives_the_file_whatever_is_in_its_words(tmp_path):
@@ -28,7 +27,7 @@ def test_a_vocabulary_survives_the_file_whatever_is_in_its_words(tmp_path):
     again = reloaded(model, tmp_path)
     assert again.layers[1].get_vocabulary() == layer.get_vocabulary()
     np.testing.assert_array_equal(model(SAID), again(SAID))
-    assert checkpoint_digest(again) == checkpoint_digest(model)
+    assert Network(again, "").digest() == Network(model, "").digest()
 
 
 def test_a_vocabulary_that_is_there_stays():
@@ -44,7 +43,7 @@ def test_the_digest_covers_vocabularies_and_their_weights():
         inputs = keras.Input((1,), dtype="string")
         layer = keras.layers.TextVectorization(**options)
         layer.adapt(texts)
-        return checkpoint_digest(keras.Model(inputs, layer(inputs)))
+        return Network(keras.Model(inputs, layer(inputs)), "").digest()
 
     assert digest(["a b"]) == digest(["a b"]) != digest(["a c"])
     weighted = {"output_mode": "tf_idf"}
@@ -73,16 +72,3 @@ def test_the_network_that_ships_takes_what_the_corpus_has(feature, shape):
     assert models.example_shape(feature) == shape
     model = models.default_for(feature.kind)(shape)
     assert model.inputs[0].shape[1:] == shape and model.outputs[0].shape[1:] == (models.EMBEDDING_DIM,)
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("networks:nothing", "networks:nothing: .*Give package.module:function"),
-        ("no_such_module:f", "no_such_module"), ("networks", "Give package.module:function"), (":f", "Empty module"),
-        ("networks:NO_FUNCTION", "is a int, expected a function"),
-    ],
-)  # fmt: skip
-def test_an_import_path_that_names_no_function_is_refused(path, message):
-    with pytest.raises(InputError, match=f"--model {message}" if path in message else message):
-        models.by_path(path)

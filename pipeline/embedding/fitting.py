@@ -1,0 +1,57 @@
+"""Anybody's Keras model as a network of ours: functional, with unit vectors as output."""
+
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.corpus.manifest import Feature
+from pipeline.embedding.decoding import Inputs
+from pipeline.embedding.network import UNIT, Network, layers_of, output_dim
+from pipeline.errors import InputError
+
+
+def fit_network(network: Network, feature: Feature, records: list[bytes]) -> tuple[Network, float]:
+    """The network as a functional model that ends in unit vectors, with the modules of its classes among its imports.
+
+    Args:
+      records: of the corpus, to try it on.
+    Returns:
+      The network, and the length of its first output before; 1 if that was near enough.
+    Raises:
+      InputError: if it cannot take them, or does not give one vector an example.
+    """
+    model, own, batches = network.model, network.extras.preprocess, tf.data.Dataset.from_tensors(records)
+    try:
+        if not getattr(model, "inputs", None):  # subclassed, or Sequential without an Input
+            inputs = network.inputs(feature) if own else Inputs(feature, network.extras.shape)
+            spec = batches.map(inputs.of_records).element_spec
+            several = isinstance(spec, dict)
+            symbols = {name: _symbol(one, name) for name, one in spec.items()} if several else _symbol(spec)
+            model = keras.Model(symbols, model(symbols))
+        inputs = replace(network, model=model).inputs(feature)
+        output = model(next(iter(batches.map(inputs.of_records))), training=False)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, tf.errors.OpError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{network.name} cannot take a row of the corpus: {str(error)[:500]}") from error
+    output_dim(output, network.name)
+    length = float(np.linalg.norm(output[:1]))
+    if not np.isfinite(length) or abs(length - 1) < UNIT:
+        length = 1.0
+    else:
+        model = keras.Model(model.input, keras.layers.UnitNormalization(name="normalised")(model.output))
+    modules = {type(layer).__module__.partition(".src.")[0] for layer in (model, *layers_of(model))}
+    foreign = modules - {"keras", "__main__"}
+    open_sizes = not own and None in model.inputs[0].shape[1:]
+    extras = replace(
+        network.extras, imports=tuple(sorted(foreign.union(network.extras.imports))),
+        shape=network.extras.shape if open_sizes else (),
+    )  # fmt: skip
+    return replace(network, model=model, extras=extras), length
+
+
+def _symbol(spec: tf.TensorSpec, name: str | None = None) -> Any:
+    return keras.Input(tuple(spec.shape[1:]), dtype=spec.dtype.name, name=name)
