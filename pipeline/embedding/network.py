@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from pipeline.corpus.manifest import Feature
+from pipeline.corpus.manifest import DTYPES, Feature
 from pipeline.embedding.decoding import Inputs
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
@@ -93,11 +93,20 @@ class Network:
         if shape is None or not fits or not right[feature.kind]:
             takes = ", ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in inputs) or "no fixed input"
             raise InputError(
-                f"{self.name}: the network takes {takes}, the corpus has {feature.kind} of shape "
+                f"{self.name}: the network takes {takes}; found {feature.kind} of shape "
                 f"{list(feature.shape)}. It must take one input: [batch, height, width, channels] for images, [batch, "
                 f"dim] for vectors, strings [batch] or [batch, 1] for texts. For others give a --preprocess."
             )
         return shape
+
+    def taken(self, kind: str) -> Feature:
+        """Payloads of a kind as the network takes them: images of any size. `inputs` says whether it takes them."""
+        if kind == "vector" and self.extras.preprocess:
+            raise InputError(f"{self.name}: vectors that go through a --preprocess are embedded from a corpus only")
+        inputs = getattr(self.model, "inputs", None) or []
+        shape = tuple(inputs[0].shape[1:]) if inputs and not self.extras.preprocess else ()
+        shapes = {"image": (None, None, *(shape[2:3] or (3,))), "text": (), "vector": shape[:1]}
+        return Feature(kind=kind, shape=shapes[kind], dtype=DTYPES[kind])
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint, and before it what belongs to it."""
