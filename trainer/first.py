@@ -25,18 +25,19 @@ SETTLING_BATCHES = 40
 
 @dataclass(frozen=True, kw_only=True)
 class FirstCheckpoint:
-    """already: it was there."""
+    """already: it was there. shrinking: what `models.shrinking` says."""
 
     run_dir: str
     path: str
     digest: str
     already: bool
+    shrinking: str = ""
 
     def __str__(self) -> str:
         if self.already:
-            return f"{self.path} is there already; nothing to do"
+            return f"{self.path} is there already; nothing to do{self.shrinking}"
         after = f"next: python -m pipeline.mine --run_dir {self.run_dir}"
-        return f"first checkpoint: {self.path} ({self.digest[:12]})\n  {after}"
+        return f"first checkpoint: {self.path} ({self.digest[:12]}){self.shrinking}\n  {after}"
 
 
 def write_first(run_dir: Path, options: InitOptions) -> FirstCheckpoint:
@@ -45,12 +46,14 @@ def write_first(run_dir: Path, options: InitOptions) -> FirstCheckpoint:
     if path.exists():
         if options.model:
             raise InputError(f"{path} is there already. Remove {path.parent} to choose another --model.")
-        digest = checkpoint_digest(load_checkpoint(path))
-        return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=digest, already=True)
-    corpus.split("train").check()
-    model = first_model(corpus, options)
-    storage.write_atomically(path, model.save)
-    return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=checkpoint_digest(model), already=False)
+        model, already = load_checkpoint(path), True
+    else:
+        corpus.split("train").check()
+        model, already = first_model(corpus, options), False
+        storage.write_atomically(path, model.save)
+    shrinking = models.shrinking(corpus.feature, input_shape(model, corpus.feature, path))
+    digest = checkpoint_digest(model)
+    return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=digest, already=already, shrinking=shrinking)
 
 
 def first_model(corpus: Corpus, options: InitOptions) -> keras.Model:
@@ -62,7 +65,7 @@ def first_model(corpus: Corpus, options: InitOptions) -> keras.Model:
         name, model = str(options.model), load_checkpoint(storage.location(str(options.model)))
     else:
         build = models.by_path(options.model) if options.model else models.default_for(corpus.feature.kind)
-        name, example = options.model or build.__name__, models.example_shape(corpus.feature)
+        name, example = options.model or build.__name__, models.example_shape(corpus.feature, options.max_side)
         try:
             model = build(example)
         except (TypeError, ValueError) as error:
