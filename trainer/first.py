@@ -29,18 +29,19 @@ SETTLING_BATCHES = 40
 
 @dataclass(frozen=True, kw_only=True)
 class FirstCheckpoint:
-    """already: it was there."""
+    """already: it was there. shrinking: what `models.shrinking` says."""
 
     run_dir: str
     path: str
     digest: str
     already: bool
+    shrinking: str = ""
 
     def __str__(self) -> str:
         if self.already:
-            return f"{self.path} is there already; nothing to do"
+            return f"{self.path} is there already; nothing to do{self.shrinking}"
         after = f"next: python -m pipeline.mine --run_dir {self.run_dir}"
-        return f"first checkpoint: {self.path} ({self.digest[:12]})\n  {after}"
+        return f"first checkpoint: {self.path} ({self.digest[:12]}){self.shrinking}\n  {after}"
 
 
 def write_first(run_dir: Path, options: InitOptions) -> FirstCheckpoint:
@@ -49,14 +50,16 @@ def write_first(run_dir: Path, options: InitOptions) -> FirstCheckpoint:
     if path.exists():
         if options.model:
             raise InputError(f"{path} is there already. Remove {path.parent} to choose another --model.")
-        digest = load_network(path).digest()
-        return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=digest, already=True)
-    corpus.split("train").check()
-    network = first_network(corpus, options)
-    if options.model:
-        _try(network)
-    network.save(path)
-    return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=network.digest(), already=False)
+        network, already = load_network(path), True
+    else:
+        corpus.split("train").check()
+        network, already = first_network(corpus, options), False
+        if options.model:
+            _try(network)
+        network.save(path)
+    shrinking = models.shrinking(corpus.feature, network.inputs(corpus.feature).shape)
+    digest = network.digest()
+    return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=digest, already=already, shrinking=shrinking)
 
 
 def _try(network: Network) -> None:
@@ -74,7 +77,7 @@ def _try(network: Network) -> None:
 def first_network(corpus: Corpus, options: InitOptions) -> Network:
     """A network with seeded weights, or the one in a .keras file as it is."""
     keras.utils.set_random_seed(options.seed)
-    example = models.example_shape(corpus.feature)
+    example = models.example_shape(corpus.feature, options.max_side)
     extras = Extras(
         imports=options.imports, preprocess=options.preprocess, augment=options.augment,
         shape=example if options.model else (),

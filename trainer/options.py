@@ -37,6 +37,12 @@ class InitOptions:
     """modules that register the network's classes with Keras"""
     seed: int = 0
     """of the weights"""
+    max_side: int = 32
+    """pixels a side that a network is built for; larger images are shrunk to it (no say over a .keras file)"""
+
+    def __post_init__(self) -> None:
+        if self.max_side < 1:
+            raise InputError(f"max_side must be 1 or more; found {self.max_side}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import ClassVar
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.network import copy_checkpoint
+from pipeline.embedding.network import copy_checkpoint, load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
@@ -25,6 +25,7 @@ from pipeline.process.commands import log
 from pipeline.reporting import pages
 from pipeline.reporting.facts import facts_of
 from pipeline.reporting.results import Best, Evaluation, Measures, Metrics, worse_than_untrained
+from trainer import models
 from trainer.first import write_first
 from trainer.loop import Schedule, train_held
 from trainer.measures.baselines import measure_baselines
@@ -85,7 +86,10 @@ class RoundLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What all rounds of the plan came to. baselines: without training; begun_with: MAP@R of round 0's checkpoint."""
+    """What all rounds of the plan came to. baselines: without training; begun_with: MAP@R of round 0's checkpoint.
+
+    shrinking: what `models.shrinking` says of the best checkpoint.
+    """
 
     run_dir: str
     rounds: list[RoundLine]
@@ -93,6 +97,7 @@ class Done:
     why: str
     baselines: dict[str, Measures]
     begun_with: float | None
+    shrinking: str = ""
 
     def __str__(self) -> str:
         run = Run(storage.location(self.run_dir))
@@ -102,7 +107,8 @@ class Done:
         ]
         if self.begun_with is not None:
             lines.append(f"validation MAP@R {self.begun_with:.3f}  the checkpoint that the rounds began with")
-        lines += [HEAD, *map(str, self.rounds), self.why, f"best: {run.best_checkpoint}, {self.best}"]
+        lines += [HEAD, *map(str, self.rounds), self.why]
+        lines += [f"best: {run.best_checkpoint}, {self.best}{self.shrinking}"]
         worse = worse_than_untrained(self.baselines, "the best checkpoint", self.best.validation_map_at_r)
         return "\n".join([*lines, *([worse] if worse else []), f"report: {run.index_page}"])
 
@@ -133,9 +139,11 @@ def run_rounds(
         why = state.follow(state.plan(rounds, recipe, patience))
         best = state.keep_best()
         pages.write_index(run_dir, state.corpus)
+        path, feature = state.run.best_checkpoint, state.corpus.feature
         return Done(
             run_dir=str(run_dir), rounds=list(state.lines()), best=best, why=why, baselines=state.baselines(),
             begun_with=state.history(0).get(0),
+            shrinking=models.shrinking(feature, load_network(path).inputs(feature).shape),
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.process.commands import log, postponed_stop
 from pipeline.process.progress import Stage, live
-from trainer import losses
+from trainer import losses, models
 from trainer.batches import class_batches, usable_classes
 from trainer.first import first_network
 from trainer.loop import decayed, device_name
@@ -36,7 +36,10 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmedUp:
-    """warmup.json: which checkpoint came of it, and with which options. `first_loss` and `last_loss`: of a tenth."""
+    """warmup.json: which checkpoint came of it, and with which options. `first_loss` and `last_loss`: of a tenth.
+
+    shrinking: what `models.shrinking` says.
+    """
 
     FORMAT: ClassVar[str] = "triplet-miner-warmup/2"
     run_dir: str
@@ -48,6 +51,7 @@ class WarmedUp:
     first_loss: float
     last_loss: float
     seconds: float
+    shrinking: str = ""
     already: bool = False
 
     def __str__(self) -> str:
@@ -55,7 +59,7 @@ class WarmedUp:
         if not self.already:
             loss = f"loss {self.first_loss:.4f} to {self.last_loss:.4f}"
             what = f"warm-up: {self.steps} steps, {loss} in {self.seconds:.0f} s"
-        return f"{what}\n  {self.path}   next: python -m pipeline.mine --run_dir {self.run_dir}"
+        return f"{what}{self.shrinking}\n  {self.path}   next: python -m pipeline.mine --run_dir {self.run_dir}"
 
 
 def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SECONDS) -> WarmedUp:
@@ -125,6 +129,7 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
             run_dir=str(run_dir), path=str(path), digest=network.digest(), options=options, steps=steps,
             corpus_fingerprint=corpus.fingerprint, first_loss=float(np.mean(progress.losses[:tail])),
             last_loss=float(np.mean(progress.losses[-tail:])), seconds=time.time() - started,
+            shrinking=models.shrinking(corpus.feature, network.inputs(corpus.feature).shape),
         )  # fmt: skip
         save_optimizer(optimizer, round.optimizer, done.digest)
         manifests.write(told, done)

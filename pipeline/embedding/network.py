@@ -59,7 +59,7 @@ class Network:
             if hasattr(layer, "get_vocabulary"):  # no variable; in the config only if it was given there
                 kept: dict[str, Any] = {}
                 layer.save_own_variables(kept)  # inverse document frequencies
-                digest.update(json.dumps([layer.get_vocabulary(), kept], default=str).encode())
+                digest.update(json.dumps([layer.get_vocabulary(), kept], default=np.ndarray.tolist).encode())
         for variable in self.model.weights:
             value = np.ascontiguousarray(variable.numpy())
             digest.update(f"{value.dtype} {value.shape}".encode())

@@ -57,7 +57,7 @@ def test_a_round_is_trained_once_and_tells_what_came_of_it(run, capsys):
     manifest = open_triplets(round, Corpus.open(run))
     assert told["checkpoint"] == str(round.next.checkpoint) and told["metrics"]["steps"] == metrics.steps
     assert metrics.steps == metrics.total_steps == 2 * manifest.packs and metrics.image_passes == 2 * manifest.rows
-    assert metrics.options == msgspec.to_builtins(TrainOptions(epochs=2)) and metrics.margin == 0.2
+    assert metrics.options == json.loads(msgspec.json.encode(TrainOptions(epochs=2))) and metrics.margin == 0.2
     assert metrics.stopped_by == "epochs"
     assert [epoch.triplets for epoch in metrics.epochs] == [manifest.triplets] * 2
     assert metrics.epochs[1].loss < metrics.epochs[0].loss

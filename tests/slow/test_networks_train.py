@@ -51,6 +51,22 @@ def test_texts(tmp_path, model):
     assert np.abs(after.get_weights()[0] - before.get_weights()[0]).max() > 0
 
 
+def test_texts_without_spaces_are_learned(tmp_path):
+    """Three topics, each with three words among words that all have, in an order of chance and without spaces."""
+    rng, rows = np.random.default_rng(0), ["text,label"]
+    topics = {"退款": ["退款", "金额", "返还"], "物流": ["快递", "包裹", "送达"], "登录": ["密码", "账号", "登录"]}
+    common = ["今天", "昨天", "请问", "怎么", "还没有", "一直", "为什么", "帮我"]
+    for label, words in topics.items():
+        for _ in range(60):
+            rows.append("".join(rng.permutation([*rng.choice(words, 2), *rng.choice(common, 5)])) + f",{label}")
+    (tmp_path / "texts.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    run_dir = tmp_path / "run"
+    assert ingest.main(["--run_dir", str(run_dir), "--source", f"csv:{tmp_path / 'texts.csv'}"]) == 0
+    assert warmup.main(["--run_dir", str(run_dir), "--steps", "60", "--margin", "1"]) == 0
+    found = evaluate_rounds(run_dir, (0,), retrieval_only=True).measures
+    assert found["round 0"]["recall_at_1"] > 0.9
+
+
 def test_keras_applications_with_weights_from_a_local_file(digits, tmp_path, monkeypatch):
     keras.utils.set_random_seed(3)
     path = tmp_path / "mobilenet.weights.h5"
