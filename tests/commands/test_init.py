@@ -65,13 +65,14 @@ def test_untrained_statistics_have_seen_the_corpus(small):
 
 
 def test_max_side_is_what_images_are_shrunk_to(bare, capsys):
-    assert made(bare, "--max_side", "6").inputs[0].shape[1:] == (6, 6, 1)
+    assert made(bare, "--max_side", "6").model.inputs[0].shape[1:] == (6, 6, 1)
     said = "images are shrunk from 8 x 8 to 6 x 6; less so: trainer.init --max_side"
     assert said in capsys.readouterr().out
     assert warmup.main(["--run_dir", str(bare), "--steps", "1"]) == 0
     assert said in capsys.readouterr().out
-    with pytest.raises(InputError, match="max_side must be 1 or more; found 0"):
+    with pytest.raises(SystemExit, match="2"):
         init.main(["--run_dir", str(bare), "--max_side", "0"])
+    assert "max_side must be 1 or more; found 0" in capsys.readouterr().err
 
 
 def test_a_keras_file_is_taken_as_it_is(bare, tmp_path):
@@ -103,7 +104,7 @@ def test_ones_own_text_network_is_adapted(texts, tmp_path):
         ("bare", "networks:two_outputs", r"expected \[batch, dim\]"),
         ("bare", "networks:vectorising", "takes string .*; found image"),
         ("bare", "json:dumps", "returned a str"),
-        ("bare", "trainer.models:dense", "the network gives"),
+        ("bare", "trainer.models:dense", "cannot be built for examples of shape .8, 8, 1."),
         ("bare", "none.keras", "none.keras is missing"),
         ("bare", "{file}", "is not a Keras model"),
         ("texts", "trainer.models:dense", r"cannot be built for examples of shape \(\)"),
