@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import keras_hub
+import tensorflow as tf
 
 FOLDER = Path("runs/minilm")
 TOKENS = 24  # that it reads of a text, the two that frame it among them
@@ -33,7 +34,8 @@ def preset() -> str:
 
 @functools.cache
 def preprocessor() -> Any:
-    return keras_hub.models.BertTextClassifierPreprocessor.from_preset(preset(), sequence_length=TOKENS)
+    with tf.init_scope():  # its tables outlive the graph that asks first
+        return keras_hub.models.BertTextClassifierPreprocessor.from_preset(preset(), sequence_length=TOKENS)
 
 
 def preprocess(payload: Any) -> dict[str, Any]:

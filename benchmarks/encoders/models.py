@@ -52,9 +52,10 @@ def custom_layer(shape: tuple[int, ...]) -> keras.Model:
     return keras.Model(inputs, unit(layers.Flatten()(Power()(layers.Rescaling(1 / 255)(inputs)))))
 
 
-def noisy(images: Any) -> Any:
-    """For `--augment`: float32 [n, height, width, channels], the same out."""
-    return tf.clip_by_value(images + tf.random.normal(tf.shape(images), 0.0, 8.0), 0.0, 255.0)
+def noisy(images: Any, seed: Any) -> Any:
+    """For `--augment`: float32 [n, height, width, channels], the same out. seed: int32 [2], another for each batch."""
+    noise = tf.random.stateless_normal(tf.shape(images), seed, 0.0, 8.0)
+    return tf.clip_by_value(images + noise, 0.0, 255.0)
 
 
 def image_and_profile(payload: Any) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def two_inputs(shape: Any) -> keras.Model:
 
 def hub_image(shape: tuple[int, ...]) -> keras.Model:
     backbone = keras_hub.models.ResNetBackbone(
-        input_conv_filters=[8], input_conv_kernel_sizes=[3], stackwise_num_filters=[8, 16],
+        input_conv_filters=[64], input_conv_kernel_sizes=[3], stackwise_num_filters=[64, 64],
         stackwise_num_blocks=[1, 1], stackwise_num_strides=[1, 2], block_type="basic_block", image_shape=shape,
     )  # fmt: skip
     return keras.Model(backbone.input, unit(layers.GlobalAveragePooling2D()(backbone.output)))
