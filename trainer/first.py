@@ -15,7 +15,7 @@ from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.decoding import Inputs
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.fitting import fit_network
-from pipeline.embedding.network import Extras, Network, check_loads, function_at, imported, load_network
+from pipeline.embedding.network import Extras, Network, check_loads, function_at, imported, layers_of, load_network
 from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Run
@@ -121,6 +121,6 @@ def _settle_statistics(network: Network, corpus: Corpus, seed: int) -> None:
     With the moving statistics that Keras starts from, an untrained network maps all rows to nearly one point in
     inference mode (mean distance .01 on digits), and round 0 mines noise.
     """
-    if network.model.non_trainable_variables:
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers_of(network.model)):
         for inputs, _ in class_batches(corpus, network.inputs(corpus.feature), 32, 4, SETTLING_BATCHES, seed):
             network.model(inputs, training=True)

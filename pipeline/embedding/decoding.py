@@ -32,10 +32,10 @@ class Inputs:
           float32 [n, *shape], pixels 0 to 255, or string for texts. Images of another size are resized, antialiased.
           Or what `preprocess` gives.
         """
-        if self.feature.kind == "image" and self.preprocess is None:
-            return self._pixels(payload)
-        payload = tf.reshape(payload, [-1, *(self.feature.shape if self.preprocess else self.shape)])
-        return self.preprocess(payload) if self.preprocess else payload
+        if self.preprocess:
+            dim = self.feature.shape if self.feature.kind == "vector" else ()
+            return self.preprocess(tf.reshape(payload, [-1, *dim]))
+        return self._pixels(payload) if self.feature.kind == "image" else tf.reshape(payload, [-1, *self.shape])
 
     def of_records(self, records: Any) -> Any:
         """The same of corpus records, a string [n] tensor of serialised Examples."""

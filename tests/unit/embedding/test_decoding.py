@@ -54,5 +54,7 @@ def test_a_networks_own_preprocessing_takes_the_place_of_decoding():
     found = inputs.of_records(texts)
     assert found["length"].numpy().tolist() == [3, 0] and rows_of(found) == 2
     assert inputs.augmented(found, 3, 4)["seed"].numpy().tolist() == [3, 4]
+    png = tf.constant([tf.io.encode_png(np.zeros((8, 8, 1), np.uint8)).numpy()])
+    assert Inputs(image_feature(8, 8, 1), preprocess=tf.strings.length).of_payload(png).shape == (1,)
     flat = Inputs(VECTOR, preprocess=lambda vectors: vectors[:, :2]).of_payload(tf.range(6.0))
     assert flat.numpy().tolist() == [[0, 1], [3, 4]]
