@@ -33,7 +33,7 @@ from pipeline.corpus.manifest import INDEX, SPLITS, CorpusManifest, CorpusShard,
 from pipeline.corpus.options import IngestOptions
 from pipeline.corpus.sources import open_sources
 from pipeline.corpus.sources.encoding import as_8_bits
-from pipeline.corpus.sources.source import Example, Rejected, Source, payload_sha256
+from pipeline.corpus.sources.source import Example, Rejected, Source, bounded, payload_sha256
 from pipeline.corpus.staging import Staging, read_table, write_table
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage, tfrecords
@@ -248,12 +248,7 @@ def stage_part(
     rejected: list[dict[str, Any]] = []
 
     def records() -> Iterator[bytes]:
-        for example in read(staging.read_part(number)):
-            if isinstance(example, Example) and kind == "text" and len(example.payload) > max_text:
-                length = len(bytes(example.payload).decode())
-                if length > max_text:
-                    reason = f"the text has {length:,} characters, --max_text is {max_text:,}"
-                    example = Rejected(source=example.id, reason=reason)
+        for example in bounded(read(staging.read_part(number)), max_text):
             if isinstance(example, Rejected):
                 rejected.append({"id": example.source.encode(), "reason": example.reason})
                 continue
@@ -276,11 +271,11 @@ def stage_part(
 
 
 def _keys(example: Example) -> dict[str, Any]:
+    texts = {"label": example.label, "id": example.id, "group": example.group}
     return {
-        "label": example.label.encode(), "id": example.id.encode(), "sha256": payload_sha256(example.payload),
-        "group": None if example.group is None else example.group.encode(), "shape": list(example.shape),
-        "split": example.split, "role": example.role,
-        "bits": example.bits,
+        **{name: None if text is None else text.encode() for name, text in texts.items()},
+        "sha256": payload_sha256(example.payload), "shape": list(example.shape), "split": example.split,
+        "role": example.role, "bits": example.bits,
     }  # fmt: skip
 
 

@@ -17,13 +17,12 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.corpus.manifest import SPLITS, Feature, SplitManifest, SplitRule
+from pipeline.corpus.manifest import DTYPES, SPLITS, Feature, SplitManifest, SplitRule
 from pipeline.corpus.options import IngestOptions
 from pipeline.corpus.sources.source import Rejected
 from pipeline.triplets.draws import draw_key
 
 SPLIT_BY_CLASS_FROM = 20  # classes
-DTYPES = {"image": "uint8", "text": "string", "vector": "float32"}
 KEYS = pa.schema(
     [
         ("label", pa.binary()), ("id", pa.binary()), ("sha256", pa.binary()), ("group", pa.binary()),

@@ -13,6 +13,7 @@ from pipeline.files.layout import Run
 from pipeline.files.manifests import Shard, check_name, sha256_of_json
 
 SPLITS = ("train", "validation", "eval")
+DTYPES = {"image": "uint8", "text": "string", "vector": "float32"}  # of what is stored, decoded, by a payload's kind
 INDEX = np.dtype([("offset", "<i8"), ("length", "<i8"), ("content", "<i8"), ("group", "<i8")])
 
 

@@ -7,6 +7,8 @@ import tyro
 
 from pipeline.errors import InputError
 
+MAX_TEXT = 100_000  # characters
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
@@ -28,7 +30,7 @@ class IngestOptions:
     """of the draw of what is held out"""
     max_rejected: float = 0.1
     """share of bad examples that is too much"""
-    max_text: int = 100_000
+    max_text: int = MAX_TEXT
     """characters of a text; a longer one is rejected"""
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
-"""Embeddings of whole splits with their ids and labels, as one file for others."""
+"""Embeddings with their ids and labels, as one file for others: of whole splits, or of a source's rows."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +10,60 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.corpus import Corpus
-from pipeline.corpus.manifest import SPLITS
-from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import load_checkpoint
+from pipeline.corpus.manifest import SPLITS, Feature
+from pipeline.corpus.options import MAX_TEXT
+from pipeline.corpus.sources import open_source
+from pipeline.corpus.sources.encoding import as_8_bits
+from pipeline.corpus.sources.source import Example, Rejected, bounded
+from pipeline.embedding.embedder import CHUNK_ROWS, Embedder
+from pipeline.embedding.network import load_checkpoint, taken
 from pipeline.errors import InputError
-from pipeline.files import storage
+from pipeline.files import manifests, storage, tfrecords
 from pipeline.files.layout import Run
 from pipeline.process.progress import Stage, live
 
-Chunk = tuple[np.ndarray, dict[str, list[str]]]  # float32 [n, dim]; id, label and split of each
+Chunk = tuple[np.ndarray, dict[str, list[Any]]]  # float32 [n, dim]; id, label and split of each, None for none
+CHUNK_BYTES = 64 << 20  # of a source's rows that are in memory at a time, if they are not as many as CHUNK_ROWS
 COLUMNS = ("id", "label", "split")
+REASONS = ".rejected.jsonl"  # after the name of what is written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
+    """splits: of a corpus. source, rejected: of one that is none, how many of its rows are left out."""
+
     rows: int
     dim: int
     splits: list[str]
     checkpoint: str
     out: str
+    source: str | None = None
+    rejected: int = 0
 
     def __str__(self) -> str:
-        what = f"{self.rows:,} embeddings of {self.dim} numbers, {' + '.join(self.splits)}"
-        return f"{what}, with {self.checkpoint}\n  {self.out}"
+        of = self.source or " + ".join(self.splits)
+        lines = [f"{self.rows:,} embeddings of {self.dim} numbers, {of}, with {self.checkpoint}", f"  {self.out}"]
+        if self.source:
+            why = f", with reasons in {self.out}{REASONS}" if self.rejected else ""
+            read = f"{self.rows + self.rejected:,} rows read: {self.rows:,} embedded, {self.rejected:,} rejected{why}"
+            lines.append(f"  {read}")
+        return "\n".join(lines)
+
+
+def checkpoint_of(run_dir: Path, number: int | str | None = None) -> Path:
+    """A round's checkpoint, the `best`, or the newest."""
+    run = Run(run_dir)
+    if isinstance(number, str):
+        if not run.best_checkpoint.exists():
+            raise InputError(f"{run.best_checkpoint} is missing: pipeline.rounds keeps it. Name a round's number.")
+        return run.best_checkpoint
+    round = run.newest_checkpoint() if number is None else run.round(number)
+    return (round or run.round(0)).checkpoint
 
 
 def export(run_dir: Path, out: Path, split: str | None = None, number: int | str | None = None) -> Embedded:
-    """Writes the embeddings of a split, or of all, with a round's checkpoint, with the `best`, or with the newest."""
-    if out.suffix not in WRITERS:
-        raise InputError(f"--out {out}: expected a name that ends in {' or '.join(WRITERS)}")
-    corpus, run = Corpus.open(run_dir), Run(run_dir)
-    if isinstance(number, str):
-        checkpoint = run.best_checkpoint
-        if not checkpoint.exists():
-            raise InputError(f"{checkpoint} is missing: pipeline.rounds keeps it. Name a round's number.")
-    else:
-        round = run.newest_checkpoint() if number is None else run.round(number)
-        checkpoint = (round or run.round(0)).checkpoint
+    """Writes the embeddings of a split, or of all, with the checkpoint that `checkpoint_of` gives."""
+    write, corpus, checkpoint = _writer(out), Corpus.open(run_dir), checkpoint_of(run_dir, number)
     embedder = Embedder(load_checkpoint(checkpoint), corpus.feature, checkpoint)
     splits, done = [split] if split else list(SPLITS), 0
 
@@ -58,8 +75,93 @@ def export(run_dir: Path, out: Path, split: str | None = None, number: int | str
 
     rows = sum(corpus.split(name).rows for name in splits)
     with live(Stage(name="embed", unit="rows", total=rows, done=lambda: done)):
-        storage.write_atomically(out, lambda path: WRITERS[out.suffix](path, embedder.dim, counted()))
+        storage.write_atomically(out, lambda path: write(path, embedder.dim, counted()))
     return Embedded(rows=rows, dim=embedder.dim, splits=splits, checkpoint=str(checkpoint), out=str(out))
+
+
+def export_source(
+    text: str, checkpoint: Path, out: Path, bits: int | None = None, max_text: int = MAX_TEXT
+) -> Embedded:
+    """Writes the embeddings of a source's rows, in its order. Rows without a label are among them.
+
+    Args:
+      text: NAME:ARGUMENT, as ingest takes it.
+      bits: of images of 16 bits a pixel, as in the manifest of the corpus that the network is from; without it, they
+        are rejected.
+    Raises:
+      InputError: if the source or the checkpoint cannot be read, they do not fit, or no row is left. A row that cannot
+        be embedded is named in a file beside `out`, and counted.
+    """
+    write, source, model = _writer(out), open_source(text, labelled=False), load_checkpoint(checkpoint)
+    feature = taken(model, source.kind)
+    embedder, parts = Embedder(model, feature, checkpoint), source.parts()
+    rows, done, rejected = 0, 0, list[Rejected]()
+
+    def kept() -> Iterator[Example]:
+        nonlocal rows, done
+        for part in parts:
+            for found in _fitting(bounded(source.read(part), max_text), feature, bits):
+                if isinstance(found, Rejected):
+                    rejected.append(found)
+                else:
+                    rows += 1
+                    yield found
+            done += 1
+
+    def chunks() -> Iterator[Chunk]:
+        for batch in _batches(kept()):
+            columns = {name: [getattr(example, name) for example in batch] for name in COLUMNS}
+            payloads = [[x.payload] if isinstance(x.payload, bytes) else x.payload for x in batch]
+            records = [tfrecords.make_example({feature.kind: payload}) for payload in payloads]
+            yield embedder(records, rows - len(batch)), columns
+        if not rows:
+            raise InputError(f"{text} holds no row to embed" + "".join(f"; {entry}" for entry in rejected[:3]))
+
+    with live(Stage(name="embed", unit="parts", total=len(parts), done=lambda: done)):
+        storage.write_atomically(out, lambda path: write(path, embedder.dim, chunks()))
+    reasons = out.with_name(out.name + REASONS)
+    reasons.unlink(missing_ok=True)
+    if rejected:
+        manifests.write_json_lines(reasons, rejected)
+    return Embedded(
+        rows=rows, dim=embedder.dim, splits=[], checkpoint=str(checkpoint), out=str(out), source=text,
+        rejected=len(rejected),
+    )  # fmt: skip
+
+
+def _writer(out: Path) -> Callable[[Path, int, Iterator[Chunk]], None]:
+    if out.suffix not in WRITERS:
+        raise InputError(f"--out {out}: expected a name that ends in {' or '.join(WRITERS)}")
+    return WRITERS[out.suffix]
+
+
+def _fitting(
+    examples: Iterable[Example | Rejected], feature: Feature, bits: int | None
+) -> Iterator[Example | Rejected]:
+    """The same, as the corpus would hold them; what does not fit the network is rejected."""
+    for found in examples:
+        if isinstance(found, Rejected):
+            yield found
+        elif feature.kind == "vector" and found.shape != feature.shape:
+            yield found.rejected(f"vector of {found.shape[0]} numbers, the network takes {feature.shape[0]}")
+        elif found.bits and bits:
+            yield replace(found, payload=as_8_bits(bytes(found.payload), bits))
+        elif found.bits:
+            yield found.rejected("16 bits a pixel, and no corpus with such images says which is white. Save it with 8")
+        else:
+            yield found
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    batch, size = list[Example](), 0
+    for example in examples:
+        batch.append(example)
+        size += len(example.payload)
+        if len(batch) == CHUNK_ROWS or size > CHUNK_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _chunks(embedder: Embedder, corpus: Corpus, splits: Sequence[str]) -> Iterator[Chunk]:
@@ -78,7 +180,9 @@ def write_npz(path: Path, dim: int, chunks: Iterator[Chunk]) -> None:
     All is in memory at once.
     """
     parts = list(chunks)
-    texts: Any = {f"{name}s": np.array([text for _, others in parts for text in others[name]], str) for name in COLUMNS}
+    texts: dict[str, Any] = {
+        f"{name}s": np.array([text or "" for _, others in parts for text in others[name]], str) for name in COLUMNS
+    }
     vectors = np.concatenate([np.empty((0, dim), np.float32), *(vectors for vectors, _ in parts)])
     np.savez(path, vectors=vectors, **texts)
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pipeline.corpus.manifest import Feature
+from pipeline.corpus.manifest import DTYPES, Feature
 from pipeline.errors import InputError
 from pipeline.files.storage import local_copy
 
@@ -67,11 +67,18 @@ def input_shape(model: keras.Model, feature: Feature, name: Path | str) -> tuple
     if shape is None or not fits or not right[feature.kind]:
         takes = ", ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in inputs) or "no fixed input"
         raise InputError(
-            f"{name}: the network takes {takes}, the corpus has {feature.kind} of shape {list(feature.shape)}. It must "
+            f"{name}: the network takes {takes}; found {feature.kind} of shape {list(feature.shape)}. It must "
             f"take one input: [batch, height, width, channels] for images, [batch, dim] for vectors, strings [batch] "
             f"or [batch, 1] for texts."
         )
     return shape
+
+
+def taken(model: keras.Model, kind: str) -> Feature:
+    """Payloads of a kind as the network takes them: images of any size. `input_shape` says whether it takes them."""
+    shape = tuple(model.inputs[0].shape[1:]) if model.inputs else ()
+    shapes = {"image": (None, None, *shape[2:3]), "text": (), "vector": shape[:1]}
+    return Feature(kind=kind, shape=shapes[kind], dtype=DTYPES[kind])
 
 
 def output_dim(model: keras.Model, name: Path | str) -> int:

@@ -224,6 +224,8 @@ def test_queries(tmp_path, monkeypatch):
     assert told("sql:all.sql,db=d.db") == (sorted(FINE, reverse=True), [])
     in_order = [("four", "4"), *sorted(FINE, reverse=True)]  # SQLite puts bytes after texts
     assert told("sql:all.sql,db=s.db") == (in_order, ["all.sql:0000004: it has no label"])
+    Path("sum.sql").write_text("SELECT text, sum(2::HUGEINT) AS label FROM t GROUP BY text ORDER BY text")
+    assert told("sql:sum.sql,db=d.db") == ([(text, "2") for text, _ in sorted(FINE)], [])
     Path("wrong.sql").write_text("DELETE FROM t")
     for db in ("d.db", "s.db"):
         with pytest.raises(InputError, match="wrong.sql must hold one SELECT"):

@@ -223,7 +223,7 @@ def test_what_is_no_image_is_rejected_by_name(tmp_path):
     made = make(tmp_path / "run", f"images:{tmp_path / 'source'}", max_rejected=0.9, **NO_HOLD_OUT)
     assert (made.rows["train"], made.rejected) == (4, len(bad) + 2) and f"{len(bad) + 2} rejected" in str(made)
     why = reasons(tmp_path / "run")
-    assert why.pop("README.md") == "in no class folder"
+    assert why.pop("README.md") == "no image that Pillow reads"
     assert {os.path.basename(name) for name in why} == {*bad, "link.png"}
     assert why["a/cut.jpg"].startswith("cannot be shown: image file is truncated")
     assert why["a/empty.png"] == "the file is empty" and why["a/notes.txt"] == "no image that Pillow reads"

@@ -66,9 +66,12 @@ def _read(part: tuple[int, Any], readers: list[tuple[Callable[[Any], Iterator[Ex
             yield found
 
 
-def open_source(text: str, scratch: Path | None = None) -> Source:
-    """text: as it is given to `--source`. scratch: a folder for copies that workers reach, while it is read.
+def open_source(text: str, scratch: Path | None = None, *, labelled: bool = True) -> Source:
+    """A source by the text that is given to `--source`.
 
+    Args:
+      scratch: a folder for copies that workers reach, while it is read; None for one that goes with the source.
+      labelled: what has no label is rejected.
     Raises:
       InputError: if there is no such source, or what its argument names is not there or not as it must be.
     """
@@ -83,4 +86,16 @@ def open_source(text: str, scratch: Path | None = None) -> Source:
     except ImportError as error:
         raise InputError(f"{name}: {error}. The extra {name} brings it: pip install .[{name}]") from None
     source: Source = module.open_source(*([name, argument, scratch] if name in TABLES else [argument]))
-    return source
+    if not labelled:
+        return source
+    if source.unlabelled:
+        raise InputError(source.unlabelled)
+    return replace(source, read=functools.partial(_labelled, read=source.read))
+
+
+def _labelled(part: Any, read: Callable[[Any], Iterator[Example | Rejected]]) -> Iterator[Example | Rejected]:
+    for found in read(part):
+        if isinstance(found, Example) and found.label is None:
+            yield found.rejected("it has no label")
+        else:
+            yield found

@@ -27,7 +27,8 @@ def open_source(argument: str, part_rows: int = PART_ROWS) -> Source:
         return [(place, start, min(start + step, rows)) for start in range(0, rows, step)]
 
     return Source(
-        kind="image" if npz.name == "images" else "vector", files=[Path(argument)], parts=parts, read=read
+        kind="image" if npz.name == "images" else "vector", files=[Path(argument)], parts=parts, read=read,
+        unlabelled="" if "labels" in npz.keys else f"arrays:{argument}: needs `labels` beside `{npz.name}`.",
     )  # fmt: skip
 
 
@@ -37,8 +38,6 @@ def read(part: tuple[str, int, int]) -> Iterator[Example | Rejected]:
     for row, value in enumerate(npz.rows(start, stop), start):
         try:
             keys = {name: as_key(name.removesuffix("s"), values[row]) for name, values in npz.keys.items()}
-            if keys["labels"] is None:
-                raise ValueError("it has no label")
         except ValueError as error:
             yield Rejected(source=f"row {row}", reason=str(error))
             continue
@@ -52,8 +51,8 @@ def read(part: tuple[str, int, int]) -> Iterator[Example | Rejected]:
                 continue
         id = keys.get("ids") or f"{row:010d}"
         yield Example(
-            id=id, label=keys["labels"], payload=payload, shape=shape, group=keys.get("groups"),
-            id_given=bool(keys.get("ids")),
+            id=id, label=keys.get("labels"), payload=payload, shape=shape, group=keys.get("groups"),
+            id_given=bool(keys.get("ids")), place=f"row {row}",
         )  # fmt: skip
 
 
@@ -66,10 +65,8 @@ class Npz:
             with zipfile.ZipFile(path) as file:
                 members = {member.filename.removesuffix(".npy"): member for member in file.infolist()}
             payload = [name for name in ("images", "vectors") if name in members]
-            if len(payload) != 1 or "labels" not in members:
-                raise InputError(
-                    f"arrays:{path}: needs `labels` and one of `images`, `vectors`; found {sorted(members)}."
-                )
+            if len(payload) != 1:
+                raise InputError(f"arrays:{path}: needs one of `images`, `vectors`; found {sorted(members)}.")
             self.name = payload[0]
             self._member = members[self.name]
             self.is_stored = self._member.compress_type == zipfile.ZIP_STORED

@@ -85,8 +85,7 @@ class Csv:
         found = {sep: self._names(path, sep) for sep in ([self.sep] if self.sep else [usual, *SEPARATORS])}
         for sep, names in found.items():
             known = {*names, *declared}
-            is_table = ("label" in known and known & {*PAYLOADS}) or known & {"anchor", "query"}
-            if {*declared.values()} <= {*names} and is_table:
+            if {*declared.values()} <= {*names} and known & {*PAYLOADS, "anchor", "query"}:
                 return sep, names
         return next(iter(found.items()))
 

@@ -77,6 +77,6 @@ def _decoded(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
 
 
 def as_8_bits(encoded: bytes, bits: int) -> bytes:
-    """A PNG of 16 bits a pixel, of which `bits` are used, as one of 8: 2 ** bits - 1 becomes 255."""
+    """A PNG of 16 bits a pixel, of which `bits` are used, as one of 8: 2 ** bits - 1 and what is above become 255."""
     with Image.open(io.BytesIO(encoded)) as image:
-        return encode_png((np.asarray(image) >> max(0, bits - 8)).astype(np.uint8))
+        return encode_png(np.minimum(np.asarray(image) >> max(0, bits - 8), 255).astype(np.uint8))

@@ -54,7 +54,7 @@ _LAST_FIELD = re.compile(r'(.*),([A-Za-z_]+)=("(?:[^"]|"")*"|[^,]*)', re.DOTALL)
 
 
 def choose_fields(what: str, declared: Mapping[str, str], there: Sequence[str]) -> dict[str, str]:
-    """Which of theirs is what: first the payload's, then `label` and, if there are any, `id` and `group`.
+    """Which of theirs is what: first the payload's, then those of `label`, `id` and others that there are.
 
     there: the names of all columns or features; one called as ours need not be declared.
     """
@@ -72,14 +72,19 @@ def choose_fields(what: str, declared: Mapping[str, str], there: Sequence[str]) 
             f"{what} has {', '.join(there)}. Say which of them is the payload, as one of {', '.join(PAYLOADS)}: "
             f"{what},text=NAME"
         )
-    if "label" not in declared and "label" not in there:
-        raise InputError(f"{what} has {', '.join(there)}. Say which of them is the label: {what},label=NAME")
     fields = {ours: declared.get(ours, ours) for ours in [*payloads, *KEYS] if ours in declared or ours in there}
     fields |= {"role": declared["role"]} if "role" in declared else {}
     for theirs in fields.values():
         if there.count(theirs) > 1:
             raise InputError(f"{what}: {theirs!r} is there {there.count(theirs)} times. Give each its own name.")
     return fields
+
+
+def unlabelled(what: str, fields: Mapping[str, str], there: Sequence[str]) -> str:
+    """What to say to those who need labels; nothing if there are labels."""
+    if {"label", "anchor"} & fields.keys():
+        return ""
+    return f"{what} has {', '.join(there)}. Say which of them is the label: {what},label=NAME"
 
 
 def kind_of(fields: Mapping[str, str]) -> str:
@@ -128,8 +133,6 @@ def make_example(row: Mapping[str, Any], where: str, root: Path, inside: str = "
     """
     try:
         keys = {key: text for key in KEYS if key in row and (text := as_key(key, row[key])) is not None}
-        if "label" not in keys:
-            raise ValueError("it has no label")
         split, role = keys.get("split"), as_key("role", row.get("role"))
         if split is not None and split.lower() not in SPLIT_NAMES:
             raise ValueError(f"its split is {split!r}, expected one of {', '.join(SPLIT_NAMES)}")
@@ -146,8 +149,8 @@ def make_example(row: Mapping[str, Any], where: str, root: Path, inside: str = "
             id, value = keys.get("id", path), _file(Path(root, path), Path(root, inside)).read_bytes()
         payload, shape, bits = _READ[PAYLOADS[name]](value)
         return Example(
-            id=id, label=keys["label"], payload=payload, shape=shape, group=keys.get("group"), bits=bits, role=role,
-            split=split and SPLIT_NAMES[split.lower()], id_given="id" in keys,
+            id=id, label=keys.get("label"), payload=payload, shape=shape, group=keys.get("group"), bits=bits, role=role,
+            split=split and SPLIT_NAMES[split.lower()], id_given="id" in keys, place=where,
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
         return Rejected(source=where, reason=f"{row['path']!a}: {error}" if row.get("path") else str(error))

@@ -11,15 +11,16 @@ from pipeline.corpus.sources.source import SPLIT_NAMES, Example, Rejected, Sourc
 from pipeline.errors import InputError
 
 PART_FILES = 256
+GIVE = "Give images:DIR, with one folder a class."
 LEFT_BY_SYSTEMS = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir")
 
 
 def open_source(argument: str) -> Source:
     root = Path(argument)
-    files = _files(root) if argument and root.is_dir() else []
-    if all(path.parent == root for path in files):
-        what = "no folder with files in it" if argument and root.is_dir() else "not a directory"
-        raise InputError(f"images:{argument}: {what}. Give images:DIR, with one folder a class.")
+    if not argument or not root.is_dir():
+        raise InputError(f"images:{argument}: not a directory. {GIVE}")
+    files = _files(root)
+    labelled = any(path.parent != root for path in files)
     names = [str(path.relative_to(root)) for path in files]
     split = _in_splits(names)
 
@@ -27,7 +28,10 @@ def open_source(argument: str) -> Source:
         return [(os.path.abspath(root), names[i : i + PART_FILES], split) for i in range(0, len(names), PART_FILES)]
 
     there = [path for path in files if path.is_file()]  # but links to nothing, which are rejected
-    return Source(kind="image", files=there, parts=parts, read=read)
+    return Source(
+        kind="image", files=there, parts=parts, read=read,
+        unlabelled="" if labelled else f"images:{argument}: no folder with files in it. {GIVE}",
+    )  # fmt: skip
 
 
 def _files(root: Path) -> list[Path]:
@@ -68,10 +72,7 @@ def read(part: tuple[str, list[str], bool]) -> Iterator[Example | Rejected]:
             continue
         folders = Path(name).parts[:-1]
         split = SPLIT_NAMES.get(folders[0].lower()) if in_splits and folders else None
-        label = "/".join(folders[1:] if in_splits else folders)
-        if not label or (in_splits and not split):
-            yield Rejected(source=name, reason="in no class folder")
-            continue
+        label = "/".join(folders[1:] if in_splits else folders) or None
         try:
             with open(Path(root, name), "rb") as file:
                 payload, shape, bits = read_image(file)

@@ -15,6 +15,8 @@ from pipeline.corpus.sources import duck
 from pipeline.errors import InputError
 from pipeline.files import storage
 
+NO_PARQUET = ("HUGEINT", "UHUGEINT")  # DuckDB's sums of integers; in Parquet they would become floats
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sql:
@@ -36,7 +38,9 @@ class Sql:
                 rows = connection.execute(f"SELECT {', '.join(names.values())} FROM {query}")
                 storage.write_atomically(target, lambda path: _write(rows, list(fields), path))
             else:
-                duck.copy(connection, names, query, target)
+                types = {name: type for name, type, *_ in connection.execute(f"DESCRIBE {query}").fetchall()}
+                texts = {ours: f"{name}::VARCHAR" for ours, name in names.items() if types[fields[ours]] in NO_PARQUET}
+                duck.copy(connection, names | texts, query, target)
         return {}
 
     @contextlib.contextmanager

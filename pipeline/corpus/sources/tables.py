@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus.sources import duck
 from pipeline.corpus.sources.delimited import Csv, open_text
-from pipeline.corpus.sources.fields import choose_fields, kind_of, make_examples, matching_files, split_fields
+from pipeline.corpus.sources.fields import (
+    choose_fields,
+    kind_of,
+    make_examples,
+    matching_files,
+    split_fields,
+    unlabelled,
+)
 from pipeline.corpus.sources.queries import Sql
 from pipeline.corpus.sources.source import Example, Rejected, Source
 from pipeline.errors import InputError
@@ -69,7 +76,8 @@ def open_source(kind: str, argument: str, scratch: Path | None = None) -> Source
     table: Any = KINDS[kind](**{name: SPOKEN.get(value, value) for name, value in given.items()})
     matching = matching_files(kind, pattern)
     files = [found for found in matching if found[0].stat().st_size] or matching  # a writer's last part may be empty
-    fields = choose_fields(f"{kind}:{pattern}", declared, table.columns(files[0][0], declared))
+    what, there = f"{kind}:{pattern}", table.columns(files[0][0], declared)
+    fields = choose_fields(what, declared, there)
     own = tempfile.TemporaryDirectory()
 
     def parts() -> Iterator[dict[str, Any]]:
@@ -103,6 +111,7 @@ def open_source(kind: str, argument: str, scratch: Path | None = None) -> Source
         files=None if "path" in fields or kind == "sql" else [path for path, _ in matching],  # these name others
         parts=lambda: list(parts()),
         read=read,
+        unlabelled=unlabelled(what, fields, there),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-from pipeline.corpus.sources.fields import choose_fields, kind_of, make_examples, split_fields
+from pipeline.corpus.sources.fields import choose_fields, kind_of, make_examples, split_fields, unlabelled
 from pipeline.corpus.sources.source import PART_ROWS, Example, Rejected, Source
 from pipeline.errors import InputError
 
@@ -26,7 +26,8 @@ def open_source(argument: str) -> Source:
     splits = wanted.split("+") if wanted else list(builder.info.splits)
     if unknown := {*splits} - {*builder.info.splits}:
         raise InputError(f"tfds:{argument}: no split {', '.join(unknown)}; there are {', '.join(builder.info.splits)}.")
-    fields = choose_fields(f"tfds:{argument}", declared, list(builder.info.features))
+    what, there = f"tfds:{argument}", list(builder.info.features)
+    fields = choose_fields(what, declared, there)
 
     def parts() -> list[Any]:
         return [
@@ -36,7 +37,9 @@ def open_source(argument: str) -> Source:
         ]
 
     files = sorted(path for path in directory.iterdir() if path.is_file())
-    return Source(kind=kind_of(fields), files=files, parts=parts, read=read)
+    return Source(
+        kind=kind_of(fields), files=files, parts=parts, read=read, unlabelled=unlabelled(what, fields, there)
+    )  # fmt: skip
 
 
 def read(part: tuple[str, str, int, dict[str, str]]) -> Iterator[Example | Rejected]:

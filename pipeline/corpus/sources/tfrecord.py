@@ -13,7 +13,15 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from pipeline.corpus.sources.encoding import encode_png
-from pipeline.corpus.sources.fields import PAYLOADS, choose_fields, kind_of, make_examples, matching_files, split_fields
+from pipeline.corpus.sources.fields import (
+    PAYLOADS,
+    choose_fields,
+    kind_of,
+    make_examples,
+    matching_files,
+    split_fields,
+    unlabelled,
+)
 from pipeline.corpus.sources.source import Example, Rejected, Source
 from pipeline.errors import InputError
 from pipeline.files import tfrecords
@@ -28,17 +36,18 @@ def open_source(argument: str) -> Source:
         raw = np.dtype(dtype or "uint8").str, [int(size) for size in shape.split("x")] if shape else [-1]
     except (TypeError, ValueError) as error:
         raise InputError(f"tfrecord:{argument}: {error}. Say dtype=float32, or dtype=uint8,shape=28x28x1.") from None
-    files = matching_files("tfrecord", pattern)
-    fields = _find_fields(f"tfrecord:{pattern}", declared, [path for path, _ in files])
+    files, what = matching_files("tfrecord", pattern), f"tfrecord:{pattern}"
+    fields, there = _find_fields(what, declared, [path for path, _ in files])
     return Source(
         kind=kind_of(fields),
         files=None if "path" in fields else [path for path, _ in files],  # the images may have changed
         parts=lambda: [(str(path), name, fields, raw if dtype or shape else None) for path, name in files],
         read=read,
+        unlabelled=unlabelled(what, fields, there),
     )
 
 
-def _find_fields(what: str, declared: Mapping[str, str], files: list[Path]) -> dict[str, str]:
+def _find_fields(what: str, declared: Mapping[str, str], files: list[Path]) -> tuple[dict[str, str], list[str]]:
     """Of as many records as it takes: a shard may be empty, and a record may be without an id."""
     there: set[str] = set()
     for record in itertools.chain.from_iterable(itertools.islice(_records(path), LOOKED_AT) for path in files):
@@ -50,7 +59,7 @@ def _find_fields(what: str, declared: Mapping[str, str], files: list[Path]) -> d
     if not there:
         raise InputError(f"{what}: no tf.train.Example is in it.")
     fields = choose_fields(what, declared, sorted(there))
-    return fields | {name: fields.get(name, name) for name in ("id", "group")}
+    return fields | {name: fields.get(name, name) for name in ("id", "group")}, sorted(there)
 
 
 def read(part: tuple[str, str, dict[str, str], tuple[str, list[int]] | None]) -> Iterator[Example | Rejected]:
@@ -91,7 +100,7 @@ def _values(record: bytes, fields: Mapping[str, str], raw: tuple[str, list[int]]
             row[ours] = value
         elif len(value) == 1:
             row[ours] = _array(ours, value[0], *raw) if raw and ours in ("image", "vector") else value[0]
-        elif ours not in ("id", "group") or len(value):
+        elif ours not in ("label", "id", "group") or len(value):
             raise ValueError(f"{theirs} has {len(value)} values, expected one")
         if ours == "vector" and isinstance(row[ours], bytes) and not row[ours].isascii():
             raise ValueError(f"{theirs} is bytes and no text. Say what numbers they are: dtype=float32")

@@ -48,7 +48,7 @@ def test_what_does_not_decode_is_rejected_with_reasons(tmp_path):
     assert len(reasons) == 5
     assert reasons["alphabet/class0/empty.png"] == "the file is empty"
     assert reasons["alphabet/class0/text.png"] == "no image that Pillow reads"
-    assert "alphabet/class0/cut.png" in reasons and reasons["stray.png"] == "in no class folder"
+    assert "alphabet/class0/cut.png" in reasons and reasons["stray.png"] == "it has no label"
     assert "the file's name is not UTF-8" in reasons.values()
 
 
