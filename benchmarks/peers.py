@@ -284,9 +284,8 @@ def report(tables: dict[str, Any], versions: dict[str, str]) -> int:
     theirs = omniglot["sentence-transformers, FAISS"]
     rows = [
         # Most of ours is half a million lone records, each a tf.train.Example; theirs writes none.
-        Row(what="seconds, sentence-transformers with FAISS over ours, whole command, which also writes", bound=1.0,
-            at_least=True, value=theirs["seconds"] / own["seconds"],
-            note=f"{theirs['seconds']:.1f} s, {own['seconds']:.1f} s"),
+        Row(what="seconds, sentence-transformers with FAISS over ours, whole command", bound=5.0, at_least=True,
+            value=theirs["seconds"] / own["seconds"], note=f"{theirs['seconds']:.1f} s, {own['seconds']:.1f} s"),
         Row(what="the same in CPU seconds, which other work on the machine moves less",
             value=theirs["cpu_seconds"] / own["cpu_seconds"],
             note=f"{theirs['cpu_seconds']:.1f} s, {own['cpu_seconds']:.1f} s"),

@@ -1,6 +1,7 @@
 """Run directories that many tests look at, made by the real commands."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from pipeline import ingest, mine, report
 from pipeline.mining.manifest import read_packs
 from trainer import evaluate, init, train
+
+# A shell that starts this in the background has Ctrl-C ignored; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MARKUP = "<script>alert(1)</script> & \"<img src=x onerror='alert(2)'>"
 
