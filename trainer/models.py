@@ -69,7 +69,11 @@ def text(input_shape: tuple[int, ...]) -> Any:
         MAX_TOKENS, split="character", ngrams=(1, 2, 3, 4), output_mode="tf_idf", pad_to_max_tokens=True
     )(inputs)
     random = keras.initializers.RandomNormal(stddev=TEXT_SCALE)
-    x = keras.layers.Dense(TEXT_DIM, kernel_initializer=random, bias_initializer=random, name="projection")(x)
+    projection = keras.layers.Dense(TEXT_DIM, kernel_initializer=random, bias_initializer=random, name="projection")
+    x = projection(x)
+    kernel = projection.kernel.numpy()
+    kernel[0] = 0  # all groups not known are one entry: a new text has many, and they would outweigh what is known
+    projection.kernel.assign(kernel)
     return keras.Model(inputs, keras.layers.UnitNormalization(name="embedding")(x))
 
 
