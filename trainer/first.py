@@ -29,19 +29,18 @@ SETTLING_BATCHES = 40
 
 @dataclass(frozen=True, kw_only=True)
 class FirstCheckpoint:
-    """already: it was there. shrinking: what `models.shrinking` says."""
+    """already: it was there."""
 
     run_dir: str
     path: str
     digest: str
     already: bool
-    shrinking: str = ""
 
     def __str__(self) -> str:
         if self.already:
-            return f"{self.path} is there already; nothing to do{self.shrinking}"
+            return f"{self.path} is there already; nothing to do"
         after = f"next: python -m pipeline.mine --run_dir {self.run_dir}"
-        return f"first checkpoint: {self.path} ({self.digest[:12]}){self.shrinking}\n  {after}"
+        return f"first checkpoint: {self.path} ({self.digest[:12]})\n  {after}"
 
 
 def write_first(run_dir: Path, options: InitOptions) -> FirstCheckpoint:
@@ -57,9 +56,7 @@ def write_first(run_dir: Path, options: InitOptions) -> FirstCheckpoint:
         if options.model:
             _try(network)
         network.save(path)
-    shrinking = models.shrinking(corpus.feature, network.inputs(corpus.feature).shape)
-    digest = network.digest()
-    return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=digest, already=already, shrinking=shrinking)
+    return FirstCheckpoint(run_dir=str(run_dir), path=str(path), digest=network.digest(), already=already)
 
 
 def _try(network: Network) -> None:
@@ -102,6 +99,7 @@ def first_network(corpus: Corpus, options: InitOptions) -> Network:
     network, length = fit_network(Network(model, name, extras), corpus.feature, rows)
     if length != 1:
         log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", name, length)
+    models.say_shrinking(corpus.feature, network.inputs(corpus.feature).shape)
     if not given:
         _settle_statistics(network, corpus, options.seed)
     Embedder(network, corpus.feature)(rows)  # better refused now than in mining

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from pipeline.corpus.manifest import Feature
+from pipeline.process.commands import log
 
 EMBEDDING_DIM = 64  # of images
 TEXT_DIM = 512  # of texts: a random projection to fewer keeps less of TF-IDF's cosine
@@ -116,14 +117,13 @@ def example_shape(feature: Feature, max_side: int) -> tuple[int, ...]:
     return min(height or max_side, max_side), min(width or max_side, max_side), channels or 3
 
 
-def shrinking(feature: Feature, shape: tuple[int, ...]) -> str:
-    """A line of output where a network takes images smaller than they are stored, or stored in many sizes; else ""."""
-    if feature.kind != "image" or not shape or shape[:2] == feature.shape[:2]:
-        return ""
+def say_shrinking(feature: Feature, shape: tuple[int, ...]) -> None:
+    """Says where a network takes images smaller than they are stored, or stored in many sizes."""
+    if feature.kind != "image" or not shape:
+        return
     height, width, _ = feature.shape
+    taken = f"{shape[0]} x {shape[1]}"
     if height is None or width is None:
-        return f"\n  images of any size are scaled to {shape[0]} x {shape[1]}; another: trainer.init --max_side"
-    if height <= shape[0] and width <= shape[1]:
-        return ""
-    what = f"from {height} x {width} to {shape[0]} x {shape[1]}"
-    return f"\n  images are shrunk {what}; less so: trainer.init --max_side"
+        log.info("images of any size are scaled to %s; another: trainer.init --max_side", taken)
+    elif height > shape[0] or width > shape[1]:
+        log.info("images are shrunk from %d x %d to %s; less so: trainer.init --max_side", height, width, taken)

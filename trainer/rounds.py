@@ -13,19 +13,19 @@ from typing import ClassVar
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.network import copy_checkpoint, load_network
+from pipeline.embedding.network import copy_checkpoint
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
 from pipeline.mining.job import mine
 from pipeline.mining.manifest import TripletsManifest
+from pipeline.mining.mined import COLLAPSED, collapse
 from pipeline.process import lock
 from pipeline.process.beam import in_process
 from pipeline.process.commands import log
 from pipeline.reporting import pages
 from pipeline.reporting.facts import facts_of
 from pipeline.reporting.results import Best, Evaluation, Measures, Metrics, worse_than_untrained
-from trainer import models
 from trainer.first import write_first
 from trainer.loop import Schedule, train_held
 from trainer.measures.baselines import measure_baselines
@@ -35,8 +35,6 @@ from trainer.options import InitOptions
 from trainer.recipe import Recipe, read_recipe
 from trainer.warming import warm_up
 
-COLLAPSED = 0.9  # norm of the mean embedding; 0 for embeddings that are spread out
-YOUNG = 1  # rounds whose embeddings may still lie together
 HEAD = "round  semi-hard       hard  active    loss    R@1  MAP@R  mining  training  (validation; seconds)"
 
 
@@ -86,10 +84,7 @@ class RoundLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What all rounds of the plan came to. baselines: without training; begun_with: MAP@R of round 0's checkpoint.
-
-    shrinking: what `models.shrinking` says of the best checkpoint.
-    """
+    """What all rounds of the plan came to. baselines: without training; begun_with: MAP@R of round 0's checkpoint."""
 
     run_dir: str
     rounds: list[RoundLine]
@@ -97,7 +92,6 @@ class Done:
     why: str
     baselines: dict[str, Measures]
     begun_with: float | None
-    shrinking: str = ""
 
     def __str__(self) -> str:
         run = Run(storage.location(self.run_dir))
@@ -108,7 +102,7 @@ class Done:
         if self.begun_with is not None:
             lines.append(f"validation MAP@R {self.begun_with:.3f}  the checkpoint that the rounds began with")
         lines += [HEAD, *map(str, self.rounds), self.why]
-        lines += [f"best: {run.best_checkpoint}, {self.best}{self.shrinking}"]
+        lines += [f"best: {run.best_checkpoint}, {self.best}"]
         worse = worse_than_untrained(self.baselines, "the best checkpoint", self.best.validation_map_at_r)
         return "\n".join([*lines, *([worse] if worse else []), f"report: {run.index_page}"])
 
@@ -139,11 +133,9 @@ def run_rounds(
         why = state.follow(state.plan(rounds, recipe, patience))
         best = state.keep_best()
         pages.write_index(run_dir, state.corpus)
-        path, feature = state.run.best_checkpoint, state.corpus.feature
         return Done(
             run_dir=str(run_dir), rounds=list(state.lines()), best=best, why=why, baselines=state.baselines(),
             begun_with=state.history(0).get(0),
-            shrinking=models.shrinking(feature, load_network(path).inputs(feature).shape),
         )  # fmt: skip
 
 
@@ -187,9 +179,15 @@ class Rounds:
 
     def follow(self, plan: Plan) -> str:
         """Does what is not done yet, from the last round that is trained on. Returns why it ended."""
+        first = self.run.round(0)
         if self.run.newest_checkpoint() is None:
             self._begin(plan.stretches[0].recipe)
-        first = self.run.round(0)  # until it is mined, its checkpoint may be another than was measured
+        elif any(one.first == 0 and one.recipe.warmup for one in plan.stretches) and self._never_warmed_up(first):
+            log.warning(
+                "no warm-up: %s was there already, and the warm-up's learning rate could undo what it knows. If it is "
+                "untrained: python -m trainer.warmup --run_dir %s", first.checkpoint, self.run_dir,
+            )  # fmt: skip
+        # Until it is mined, its checkpoint may be another than was measured.
         if self.validates and first.checkpoint.exists() and not (first.manifest.exists() and self._validation(first)):
             log.info("%s", evaluate_rounds(self.run_dir, (0,), "validation", retrieval_only=True))
         for stretch in plan.stretches:
@@ -205,6 +203,9 @@ class Rounds:
         else:
             log.info("%s", write_first(self.run_dir, InitOptions(seed=recipe.train.seed)))
 
+    def _never_warmed_up(self, first: Round) -> bool:
+        return not first.manifest.exists() and not (first.train / "warmup.json").exists()
+
     def _round(self, round: Round, stretch: Stretch) -> None:
         """Mines, trains and looks at a round, as far as that is not done."""
         if not round.next.checkpoint.exists():
@@ -219,7 +220,7 @@ class Rounds:
             log.info("%s", self._line(round))
         if not round.report.exists():
             self._report(round)
-        self._stop_if_collapsed(round)
+        self._look_for_collapse(round, stretch)
 
     def _report(self, round: Round) -> None:
         """Without its page a round goes on."""
@@ -270,10 +271,12 @@ class Rounds:
         return last - max(best, first)
 
     def keep_best(self) -> Best:
-        """Copies the checkpoint with the highest validation MAP@R to best/."""
+        """Copies the checkpoint with the highest validation MAP@R to best/; one that has collapsed only if all have."""
         newest = self.run.newest_checkpoint()
         number = newest.number if newest else 0
         history = self.history(number)
+        spread = {n: value for n, value in history.items() if self._mean_norm(n) <= COLLAPSED}
+        history = spread or history
         best = Best(round=number, validation_map_at_r=None)
         if history:
             number = max(history, key=lambda n: (history[n], -n))
@@ -283,17 +286,30 @@ class Rounds:
         manifests.write(self.run.best, best)
         return best
 
-    def _stop_if_collapsed(self, round: Round) -> None:
-        """Raises InputError when all embeddings lie together and the loss sits at the margin."""
-        trained, found = self._metrics(round), self._validation(round.next)
-        if found is None or round.number < YOUNG:
+    def _mean_norm(self, number: int) -> float:
+        """Of the mean of a checkpoint's validation embeddings."""
+        found = self._validation(self.run.round(number))
+        return math.sqrt(max(0.0, 1 - (found.measures["mean_distance"] or 0.0) / 2)) if found else 0.0
+
+    def _look_for_collapse(self, round: Round, stretch: Stretch) -> None:
+        """Says when all embeddings lie together after a round; raises InputError if the loss sits at the margin too.
+
+        After the first round embeddings may still lie as the network began.
+        """
+        trained, norm, recipe = self._metrics(round), self._mean_norm(round.next.number), stretch.recipe
+        if norm <= COLLAPSED:
             return
-        norm = math.sqrt(max(0.0, 1 - (found.measures["mean_distance"] or 0.0) / 2))
-        loss = trained.epochs[-1].loss
-        if norm > COLLAPSED and loss > 0.9 * trained.margin:
-            raise InputError(
-                f"round {round.number}: the embedding has collapsed: its mean has norm {norm:.2f} and the loss "
-                f"{loss:.3f} sits at the margin {trained.margin}. The best checkpoint is {self.keep_best()}. In "
-                f"another recipe lower train.learning_rate, leave hard negatives out of mining.negatives, or raise "
-                f"warmup.steps."
-            )
+        loss, hard = trained.epochs[-1].loss, "hard" in dict(recipe.mining.negatives)
+        ways = [
+            f"set train.learning_rate below {recipe.train.learning_rate:g}",
+            "leave hard negatives out of mining.negatives" if hard else "",
+            "give it a [warmup]" if recipe.warmup is None else "",
+        ]
+        said = (
+            f"round {round.number}: {collapse(norm)} The loss is {loss:.3f}, the margin {trained.margin}. "
+            f"In another recipe, {' or '.join(filter(None, ways))}; then begin in a new --run_dir."
+        )
+        if round.number == 0 or loss <= 0.9 * trained.margin:
+            log.warning("%s", said)
+        else:
+            raise InputError(f"{said} The best checkpoint is {self.keep_best()}.")

@@ -12,13 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus
-from pipeline.embedding.network import load_network
+from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.network import Network, load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
+from pipeline.mining.mined import COLLAPSED, collapse
 from pipeline.process.commands import log, postponed_stop
 from pipeline.process.progress import Stage, live
-from trainer import losses, models
+from trainer import losses
 from trainer.batches import class_batches, usable_classes
 from trainer.first import first_network
 from trainer.loop import decayed, device_name
@@ -26,6 +28,7 @@ from trainer.options import InitOptions, WarmupOptions
 from trainer.state import SAVE_SECONDS, Resumable, save_optimizer
 
 ROWS_A_CLASS = 4
+LOOKED_AT = 1024
 
 
 @dataclass(kw_only=True)
@@ -38,7 +41,7 @@ class Progress:
 class WarmedUp:
     """warmup.json: which checkpoint came of it, and with which options. `first_loss` and `last_loss`: of a tenth.
 
-    shrinking: what `models.shrinking` says.
+    mean_norm: of the mean embedding of LOOKED_AT rows.
     """
 
     FORMAT: ClassVar[str] = "triplet-miner-warmup/2"
@@ -51,7 +54,7 @@ class WarmedUp:
     first_loss: float
     last_loss: float
     seconds: float
-    shrinking: str = ""
+    mean_norm: float = 0.0
     already: bool = False
 
     def __str__(self) -> str:
@@ -59,7 +62,12 @@ class WarmedUp:
         if not self.already:
             loss = f"loss {self.first_loss:.4f} to {self.last_loss:.4f}"
             what = f"warm-up: {self.steps} steps, {loss} in {self.seconds:.0f} s"
-        return f"{what}{self.shrinking}\n  {self.path}   next: python -m pipeline.mine --run_dir {self.run_dir}"
+        if self.mean_norm > COLLAPSED:
+            what += (
+                f"\n  {collapse(self.mean_norm)} Remove {self.path} and warm up anew, with another "
+                f"--learning_rate than {self.options.learning_rate:g}, more --steps or another --margin than {self.options.margin:g}."
+            )
+        return f"{what}\n  {self.path}   next: python -m pipeline.mine --run_dir {self.run_dir}"
 
 
 def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SECONDS) -> WarmedUp:
@@ -129,10 +137,17 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
             run_dir=str(run_dir), path=str(path), digest=network.digest(), options=options, steps=steps,
             corpus_fingerprint=corpus.fingerprint, first_loss=float(np.mean(progress.losses[:tail])),
             last_loss=float(np.mean(progress.losses[-tail:])), seconds=time.time() - started,
-            shrinking=models.shrinking(corpus.feature, network.inputs(corpus.feature).shape),
+            mean_norm=_mean_norm(network, corpus),
         )  # fmt: skip
         save_optimizer(optimizer, round.optimizer, done.digest)
         manifests.write(told, done)
         network.save(path)
         state.forget()
     return done
+
+
+def _mean_norm(network: Network, corpus: Corpus) -> float:
+    """Of the mean embedding of up to LOOKED_AT rows, spread over the train split; all rows count the same."""
+    split = corpus.split("train")
+    rows = np.unique(np.linspace(0, split.rows - 1, LOOKED_AT).astype(np.int64))
+    return float(np.linalg.norm(Embedder(network, corpus.feature)(split.read(rows)).mean(axis=0)))

@@ -22,7 +22,7 @@ from pipeline.files import manifests
 from pipeline.files.manifests import Shard, sha256_of_json
 from pipeline.mining import steps
 from pipeline.mining.manifest import TripletsManifest
-from pipeline.mining.mined import COLLAPSED
+from pipeline.mining.mined import COLLAPSED, collapse, way_out
 from pipeline.mining.steps import Job
 from pipeline.packs.write import SCOPES
 from pipeline.triplets.columns import column_blocks
@@ -195,10 +195,7 @@ def _why_none(job: Job, counts: Counter[str], packed: Counter[str]) -> str:
     pairs = counts.get("pairs", 0) + packed["skipped"]  # on its way a Counter may have become a dict
     said = f"round {job.round.number} has no triplet, out of {pairs} pairs: {dict(counts)}. "
     if norm > COLLAPSED:
-        return said + (
-            f"All embeddings lie together (their mean has norm {norm:.3f}): start from other weights, or warm up "
-            f"with another --learning_rate, in a new --run_dir."
-        )
+        return f"{said}{collapse(norm)} {way_out(job.round.number)}"
     return said + (
         "A larger --margin, other --negatives or weaker guards find more; anchors without a positive need more rows in "
         "their class."

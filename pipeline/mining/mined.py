@@ -8,7 +8,22 @@ from pipeline.files.storage import location
 from pipeline.mining.manifest import TripletsManifest
 from pipeline.packs.write import SCOPES
 
-COLLAPSED = 0.95  # norm of a mean embedding that is as long: they lie together
+COLLAPSED = 0.95  # norm of the mean embedding; 0 for embeddings that are spread out
+
+
+def collapse(norm: float) -> str:
+    """A sentence to say where the norm of the mean embedding is above COLLAPSED."""
+    return f"COLLAPSED: all embeddings lie together (their mean has norm {norm:.3f})."
+
+
+def way_out(round: int) -> str:
+    """What to do where the embeddings that a round is mined with have collapsed."""
+    if round:
+        return (
+            f"Training round {round - 1} did that: in a copy of the run directory as it was before, train with a lower "
+            f"--learning_rate, or mine without hard negatives."
+        )
+    return "In a new --run_dir, start from other weights, or warm up with a lower --learning_rate."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +67,7 @@ class Mined:
         if any(self.guarded.values()):
             lines.append(f"  {'guards acted on':<22}{sum(self.guarded.values()):,} pairs")
         if self.mean_norm > COLLAPSED:
-            lines.append(
-                f"  COLLAPSED: all embeddings lie together (their mean has norm {self.mean_norm:.3f}). These triplets "
-                f"teach little. Start from other weights, or warm up with a lower --learning_rate, in a new --run_dir."
-            )
+            lines.append(f"  {collapse(self.mean_norm)} These triplets teach little. {way_out(self.round)}")
         place = Run(location(self.run_dir)).round(self.round)
         lines.append(f"  in {place.triplets}")
         if place.checkpoint.exists():

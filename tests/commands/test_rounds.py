@@ -20,8 +20,9 @@ from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import TripletsManifest, open_triplets
 from pipeline.reporting.results import Best, Epoch, Evaluation, Metrics
+from trainer import init
 from trainer.measures.evaluation import evaluate_rounds
-from trainer.options import WarmupOptions
+from trainer.options import TrainOptions, WarmupOptions
 from trainer.recipe import read_recipe
 from trainer.rounds import HEAD, Plan, Rounds, Stretch, run_rounds
 from trainer.warming import warm_up
@@ -64,7 +65,7 @@ def test_each_round_is_mined_with_the_checkpoint_that_the_last_one_trained(two_r
         assert mined.checkpoint_digest == trained.checkpoint_digest == digests[number]
         assert trained.next_checkpoint_digest == digests[number + 1]
         assert (mined.mining, mined.packing) == (recipe.mining, recipe.packing)
-        assert trained.options == msgspec.to_builtins(recipe.train)
+        assert msgspec.convert(trained.options, TrainOptions) == recipe.train
         assert run.round(number).report.exists()
     assert run.index_page.exists()
     rates = [scalars(two_rounds, "learning_rate", number) for number in (0, 1)]
@@ -164,14 +165,32 @@ def test_they_end_after_patience_and_the_best_checkpoint_is_kept(small_mined, tm
     assert not run.round(5).path.exists(), "round 4 is neither mined nor trained"
 
 
-def test_a_collapse_is_said_with_what_to_change(small_mined, tmp_path):
-    """Of a round after the first; a loss at the margin alone is none."""
+def test_a_collapse_is_said_with_what_to_change(small_mined, tmp_path, caplog):
+    """A loss at the margin alone is none. The first round goes on, and says it."""
     run = handmade(small_mined, tmp_path / "run", [0.5, 0.7, 0.1], distances={0: 0.1, 2: 0.1})
     plan_of(run, 3)
-    message = r"(?s)round 2: the embedding has collapsed: its mean has norm 0.97.*round 2's.*train.learning_rate"
+    message = r"(?s)round 2: COLLAPSED: .*norm 0.975.*train.learning_rate below 0.001 or give it a .warmup.*round 2's"
     with pytest.raises(InputError, match=message):
         rounds.main(["--run_dir", str(run.path), "--rounds", "3", "--recipe", "plain"])
     assert run.best_checkpoint.read_bytes() == b"checkpoint 2"
+    young = handmade(small_mined, tmp_path / "young", [0.5], distances={0: 0.1})
+    plan_of(young, 1)
+    assert rounds.main(["--run_dir", str(young.path), "--rounds", "1", "--recipe", "plain"]) == 0
+    assert "round 0: COLLAPSED" in caplog.text
+
+
+def test_the_best_is_never_a_collapsed_one(small_mined, tmp_path):
+    run = handmade(small_mined, tmp_path / "run", [0.5, 0.7, 0.6], distances={1: 0.1})
+    plan_of(run, 3)
+    assert rounds.main(["--run_dir", str(run.path), "--rounds", "3", "--recipe", "plain"]) == 0
+    assert manifests.read(run.best, Best) == Best(round=3, validation_map_at_r=0.6)
+
+
+def test_without_a_warm_up_it_says_why(bare, quick, tmp_path, caplog):
+    run_dir = copied(bare, tmp_path)
+    assert init.main(["--run_dir", str(run_dir), "--model", "networks:dropout"]) == 0
+    assert rounds.main(["--run_dir", str(run_dir), "--rounds", "1", "--recipe", quick]) == 0
+    assert "no warm-up: " in caplog.text and "was there already" in caplog.text
 
 
 def test_what_is_told_of_a_checkpoint_that_is_gone_does_not_count(small_mined, tmp_path):

@@ -57,6 +57,13 @@ def test_stopped_and_started_again_it_ends_at_the_same_weights(small_run, tmp_pa
     assert outcome(small_run) == outcome(whole) and not unfinished.exists()
 
 
+def test_a_collapse_is_said(small_run, capsys):
+    """A rate at which all embeddings come to lie together."""
+    assert warmup.main(["--run_dir", str(small_run), "--steps", "20", "--learning_rate", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "COLLAPSED: all embeddings lie together" in said and "another --learning_rate than 3" in said
+
+
 def test_a_loss_that_is_no_number_ends_it_at_once(small_run):
     before = Run(small_run).round(0).checkpoint.read_bytes()
     call = ["--run_dir", str(small_run), "--learning_rate", "1e38", "--steps", "50"]

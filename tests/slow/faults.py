@@ -469,10 +469,10 @@ BAD = {
         make=lambda r: _ingest(r, _arrays(r, vectors=np.empty((0, 4), np.float32), labels=np.empty(0, int))),
         says="holds no example",
     ),
-    "one class": Bad(make=lambda r: _begun_arrays(r, np.zeros(40, int)), says="triplets need two"),
-    "classes of one row": Bad(make=lambda r: _begun_arrays(r, np.arange(40)), says="two rows or more"),
+    "one class": Bad(make=lambda r: _begun_arrays(r, np.zeros(40, int)), says="a negative needs two"),
+    "classes of one row": Bad(make=lambda r: _begun_arrays(r, np.arange(40)), says="need more rows in their class"),
     "100,000 classes of one row": Bad(
-        make=lambda r: _begun_arrays(r, np.arange(100_000)), says="two rows or more"
+        make=lambda r: _begun_arrays(r, np.arange(100_000)), says="need more rows in their class"
     ),
     "disk full while ingesting": Bad(
         make=lambda r: _ingest(r, "digits"), says="mend it", code=1, limit=20_000
@@ -510,7 +510,8 @@ def _begun_arrays(run: Path, labels: np.ndarray) -> list[str]:
     shares = ["--validation_share", "0", "--eval_share", "0"]
     call = [sys.executable, "-m", "pipeline.ingest", "--run_dir", str(new), "--source", source, *shares]
     subprocess.run(call, check=True, capture_output=True)
-    return ["-m", "trainer.init", "--run_dir", str(new)]
+    subprocess.run([sys.executable, "-m", "trainer.init", "--run_dir", str(new)], check=True, capture_output=True)
+    return ["-m", "pipeline.mine", "--run_dir", str(new)]
 
 
 def try_bad(name: str, mined: Path, scratch: Path) -> tuple[bool, str]:
