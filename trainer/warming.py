@@ -65,7 +65,8 @@ class WarmedUp:
         if self.mean_norm > COLLAPSED:
             what += (
                 f"\n  {collapse(self.mean_norm)} Remove {self.path} and warm up anew, with another "
-                f"--learning_rate than {self.options.learning_rate:g}, more --steps or another --margin than {self.options.margin:g}."
+                f"--learning_rate than {self.options.learning_rate:g}, more --steps, or another --margin than "
+                f"{self.options.margin:g}."
             )
         return f"{what}\n  {self.path}   next: python -m pipeline.mine --run_dir {self.run_dir}"
 
