@@ -108,7 +108,7 @@ def test_the_manifest_is_the_same_whatever_order_shards_come_in_and_if_it_is_wri
     ("embeddings", "why"),
     [
         (np.eye(3, dtype=np.float32), "A larger --margin, other --negatives or weaker guards"),
-        (np.tile(np.eye(3, dtype=np.float32)[0], (3, 1)), "COLLAPSED: all embeddings lie together .their .* norm 1.000"),
+        (np.tile(np.eye(3, dtype=np.float32)[0], (3, 1)), "COLLAPSED: all embeddings lie together .their mean.*1.000"),
     ],
     ids=["spread out", "in one point"],
 )
