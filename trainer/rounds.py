@@ -4,12 +4,14 @@ What the plan says is done once: rounds that were stopped go on where they were,
 have had. Their number is a total: more of them are asked for by a larger one.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.corpus import Corpus
@@ -216,11 +218,21 @@ class Rounds:
             return
         if self.validates and self._validation(round.next) is None:
             evaluate_rounds(self.run_dir, (round.next.number,), "validation", retrieval_only=True)
+            self._log_validation(round)
             log.info("%s", HEAD)
             log.info("%s", self._line(round))
         if not round.report.exists():
             self._report(round)
         self._look_for_collapse(round, stretch)
+
+    def _log_validation(self, round: Round) -> None:
+        """For TensorBoard, at the step that training the round ended at."""
+        found, logs = self._validation(round.next), round.train / "logs"
+        if found and storage.is_local(logs):
+            writer = tf.summary.create_file_writer(str(logs), filename_suffix=".validation")
+            with contextlib.closing(writer), writer.as_default(step=self._metrics(round).total_steps):
+                for name, value in found.measures.items():
+                    tf.summary.scalar(f"validation/{name}", value)
 
     def _report(self, round: Round) -> None:
         """Without its page a round goes on."""

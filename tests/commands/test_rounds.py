@@ -71,6 +71,8 @@ def test_each_round_is_mined_with_the_checkpoint_that_the_last_one_trained(two_r
     rates = [scalars(two_rounds, "learning_rate", number) for number in (0, 1)]
     assert rates[0][0] == pytest.approx(0.001) and rates[1][0] == pytest.approx(0.00055)
     assert (np.diff(rates[0] + rates[1]) < 0).all(), "it falls over both"
+    evaluated = manifests.read(run.round(2).evaluation("validation"), Evaluation)
+    assert scalars(two_rounds, "validation/map_at_r", 1) == pytest.approx([evaluated.measures["map_at_r"]])
     best = manifests.read(run.best, Best)
     assert load_network(run.best_checkpoint).digest() == digests[best.round] and best.round in (1, 2)
 
