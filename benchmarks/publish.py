@@ -1,4 +1,4 @@
-"""Puts the results of `make bench-quality bench-peers` into docs/results/ and docs/benchmarks.md.
+"""Puts the results of `make bench-quality bench-peers bench-encoders` into docs/results/ and docs/benchmarks.md.
 
     python -m benchmarks.publish
 
@@ -71,10 +71,15 @@ def peers(result: dict[str, Any]) -> list[str]:
     return [*lines, "", provenance(result)]
 
 
+def encoders(result: dict[str, Any]) -> list[str]:
+    lead = "MAP@R on classes that training never saw. Each value is a difference; its parts are in brackets."
+    return ["## make bench-encoders", "", lead, "", *bounds(result), "", provenance(result)]
+
+
 def main() -> int:
     DOCS.mkdir(parents=True, exist_ok=True)
     lines = [BEGIN]
-    for name, section in (("quality", quality), ("peers", peers)):
+    for name, section in (("quality", quality), ("peers", peers), ("encoders", encoders)):
         new = HERE / "results" / f"{name}.json"
         if new.exists():
             shutil.copyfile(new, DOCS / new.name)
