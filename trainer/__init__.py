@@ -1,7 +1,7 @@
 """Training on mined triplets: TensorFlow and Keras; no Beam, but in `rounds`.
 
 init, warmup, train, evaluate   one command each
-options    of these commands, which a recipe names too
+options    of init, warmup and train, which a recipe names too
 models     the networks that ship
 first      round 0's checkpoint
 warming    in-batch training before anything is mined
@@ -11,7 +11,7 @@ losses     on embeddings
 batches    triplet TFRecords, and corpus records, to batches
 memory     embeddings of the whole corpus that a batch is compared with beside its own
 state      what an interrupted training needs to go on
-recipe     all settings of the rounds, in a file
+recipe     all settings of the rounds, in a file of recipes/
 rounds     mining and training in turn, by a plan on disk
 measures/  how good embeddings are
 """

@@ -1,4 +1,4 @@
-"""A recipe: all settings of the rounds, in a TOML file. Unless told, `rounds` takes recipes/best.toml."""
+"""A recipe: all settings of the rounds, in a TOML file. Unless told, `rounds` takes trainer/recipes/best.toml."""
 
 import tomllib
 from dataclasses import dataclass, fields, replace

@@ -5,6 +5,6 @@ options   what a user may choose of one that is made
 sources/  one file a kind of source
 keys      the order of rows, which are held out, copies and groups
 staging   what lies beside a corpus while it is made
-changes   whether a source still holds what a corpus was made from
-ingest    the Beam job that makes a corpus of a source
+manifest  corpus.json
+ingest    the Beam job that makes a corpus of a source, if the source changed
 """

@@ -1,6 +1,7 @@
 """How rows become embeddings.
 
 network   a checkpoint: loading it, its digest, what it takes and gives
+fitting   anybody's Keras model as such a network
 decoding  payloads to what a network takes
 embedder  records in, embeddings out: the forward pass of mining, training and evaluation
 export    embeddings of whole splits as one file for others

@@ -1,10 +1,11 @@
 """Where everything lies in a run directory: the one place that knows.
 
 RUN_DIR/
+  .lock-mine, .lock-train     who works there
   corpus/                     corpus.json, shards with their indexes, rejected.jsonl
   corpus.new/                 while a corpus is made
   rounds/0000/
-    checkpoint/model.keras    what this round mines with
+    checkpoint/               model.keras, what this round mines with; network.json, optimizer.npz
     embeddings/KEY/           named by content of checkpoint and corpus
     work/KEY/                 while the round is mined
     triplets/                 shards, triplets.json

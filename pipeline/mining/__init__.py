@@ -2,7 +2,10 @@
 
 options   which triplets are selected
 manifest  triplets.json, and reading packs back
-job       options, and one round's mining from start to manifest
+mined     what mining came to, in words
+job       one round's mining, from start to manifest
+of_corpus the same from Python: `mine_corpus`
+export    triplets as one file for others
 graph     the flow of data: EmbedCorpus, SelectTriplets or SpreadRows, WritePacks
 steps     what happens to one element
 """

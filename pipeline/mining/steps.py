@@ -1,4 +1,4 @@
-"""What happens to one element of the graph: each step reads files by name and writes files by name, so that it can run
+"""What all steps of a round know (`Job`), and what happens to one element of the graph: each step reads files by name and writes files by name, so that it can run
 anywhere and again."""
 
 import functools

@@ -1,6 +1,6 @@
 """report.html of each mined round, suspected-labels.tsv beside it, index.html over rounds.
 
-Pages stand alone: no script, no network, pictures inside. All they say is read from the run directory.
+The data; templates/round.html and index.html lay it out. Pages stand alone: no script, no network, pictures inside. All they say is read from the run directory.
 """
 
 import csv

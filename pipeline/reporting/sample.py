@@ -43,7 +43,7 @@ class Pairs:
 class Sample(Pairs):
     """Triplets of the packs that were read.
 
-    positive: int64 [t]. d_ap: float32 [t]. kind: int64 [t], positions in the manifest's `kinds`. packs: how many were
+    positive: int64 [t]. d_ap: float32 [t]. kind: int64 [t], positions in `rule.KINDS`. packs: how many were
     read.
     """
 

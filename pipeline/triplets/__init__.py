@@ -1,4 +1,4 @@
-"""What a triplet is, and the exact scan that finds the negatives. NumPy and numba only.
+"""What a triplet is, and the exact scan that finds the negatives. NumPy, and numba with a product of SciPy's BLAS.
 
 Distances are squared Euclidean distances of L2-normalised embeddings, d = 2 - 2 s with s = a.b, so the code
 compares similarities s. Stored embeddings are multiples of 2^-11 (`rows.to_grid`): every product and sum is exact

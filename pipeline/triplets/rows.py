@@ -1,4 +1,5 @@
-"""What travels through mining: blocks of rows, pairs with their slots, what a scan found, triplets."""
+"""What travels through mining: blocks of rows, pairs with their slots, what a scan found, triplets; the
+grid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

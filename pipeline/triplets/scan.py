@@ -1,6 +1,7 @@
 """All anchors against all rows: each slot gets its nearest row, or one drawn uniformly from all that qualify.
 
-Ties go to the lower row. `choose` turns slots into triplets, and counts the pairs that are skipped by reason.
+Ties go to the lower row. `choose` turns slots into triplets, and counts the pairs that are skipped, by
+reason. Inside packs `within` does.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Every row queries all others: recall at k, R-precision, MAP@R."""
+"""Every row queries all others, or queries the gallery: recall at k, R-precision, MAP@R."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Where a corpus comes from: one module a kind of source, each with `open_source` and `read`.
+"""Where a corpus comes from: SOURCES lists the kinds, each a module with `open_source` and `read`. csv, jsonl,
+parquet and sql share `tables`; the other modules are what they have in common.
 
 A module is imported when its source is opened, since most need TensorFlow.
 """
