@@ -1,7 +1,8 @@
 """Losses on L2-normalised embeddings, for `model.compile` and for the trainer's own step.
 
 Of triplets, of a batch against a memory, of in-batch triplets. Distances are squared Euclidean, as in mining. A batch
-without triplets, pairs or positives has loss 0. A loss for `trainer.train --loss` goes into LOSSES and into `TrainOptions.loss`.
+without triplets, pairs or positives has loss 0. A loss for `trainer.train --loss` goes
+into LOSSES and into `TrainOptions.loss`.
 """
 
 from typing import Any

@@ -5,7 +5,8 @@
                                        +------SpreadRows-----> packs --------+
 
 Embeddings and references travel through shuffles, payload does not: it is read from the corpus when packs are written.
-Workers count for themselves: lists of a large round would not fit into the graph that goes to an engine. `commit` writes triplets.json.
+Workers count for themselves: lists of a large round would not fit into the graph that goes to an engine.
+`commit` writes triplets.json.
 """
 
 import functools

@@ -1,4 +1,5 @@
-"""triplets.json: what a mined round holds, how many pairs were skipped and why, what it was mined with. And reading its packs."""
+"""triplets.json: what a mined round holds, how many pairs were skipped and why, what it was mined
+with. And reading its packs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

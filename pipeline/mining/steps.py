@@ -1,5 +1,7 @@
-"""What all steps of a round know (`Job`), and what happens to one element of the graph: each step reads files by name and writes files by name, so that it can run
-anywhere and again."""
+"""What all steps of a round know (`Job`), and what happens to one element of the graph.
+
+Each step reads files by name and writes files by name, so that it can run anywhere and again.
+"""
 
 import functools
 import os

@@ -1,6 +1,7 @@
 """report.html of each mined round, suspected-labels.tsv beside it, index.html over rounds.
 
-The data; templates/round.html and index.html lay it out. Pages stand alone: no script, no network, pictures inside. All they say is read from the run directory.
+This gathers what they say, all from the run directory; templates/round.html and index.html lay it out. Pages stand
+alone: no script, no network, pictures inside.
 """
 
 import csv

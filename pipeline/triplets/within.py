@@ -1,4 +1,5 @@
-"""Triplets among the rows of one batch: a triplet for each ordered pair of a label, where there is one; the others are counted."""
+"""Triplets among the rows of one batch: a triplet for each ordered pair of a label, where there is one; the others are
+counted."""
 
 from collections.abc import Sequence
 
