@@ -260,7 +260,8 @@ def stage_part(
                 features["role"] = [example.role.encode()]
             features[kind] = [example.payload] if isinstance(example.payload, bytes) else example.payload
             record = tfrecords.make_example(features)
-            kept.append(keys | {"part": number, "length": len(record)})
+            keys |= {"part": number, "length": len(record)}
+            kept.append(keys)
             yield record
 
     tfrecords.write_records(staging.part(number, ".tfrecord"), records())
@@ -271,11 +272,10 @@ def stage_part(
 
 
 def _keys(example: Example) -> dict[str, Any]:
-    texts = {"label": example.label, "id": example.id, "group": example.group}
     return {
-        **{name: None if text is None else text.encode() for name, text in texts.items()},
-        "sha256": payload_sha256(example.payload), "shape": list(example.shape), "split": example.split,
-        "role": example.role, "bits": example.bits,
+        "label": example.label and example.label.encode(), "id": example.id.encode(),
+        "group": example.group and example.group.encode(), "sha256": payload_sha256(example.payload),
+        "shape": list(example.shape), "split": example.split, "role": example.role, "bits": example.bits,
     }  # fmt: skip
 
 

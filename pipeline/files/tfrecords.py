@@ -111,8 +111,9 @@ def offsets_of(lengths: Sequence[int]) -> np.ndarray:
 def make_example(features: dict[str, Any]) -> bytes:
     """A serialised tf.train.Example; a feature is a list of bytes, or an integer or float array."""
     example = tf.train.Example()
+    by_name = example.features.feature
     for name, value in features.items():
-        feature = example.features.feature[name]
+        feature = by_name[name]
         if isinstance(value, list):
             feature.bytes_list.value.extend(value)
         elif value.dtype.kind == "f":

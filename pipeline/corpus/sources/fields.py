@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,9 @@ def _nearest(found: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
 
 
-def make_examples(row: Mapping[str, Any], where: str, root: Path, inside: str = ".") -> Iterator[Example | Rejected]:
+def make_examples(row: Mapping[str, Any], where: str, root: Path, inside: str = ".") -> Iterable[Example | Rejected]:
     """The examples of a row: one, or those of a pair. See `make_example`."""
-    if "anchor" in row:
-        yield from _pair(row, where)
-    else:
-        yield make_example(row, where, root, inside)
+    return _pair(row, where) if "anchor" in row else (make_example(row, where, root, inside),)
 
 
 def _pair(row: Mapping[str, Any], where: str) -> Iterator[Example | Rejected]:
@@ -158,10 +155,12 @@ def make_example(row: Mapping[str, Any], where: str, root: Path, inside: str = "
 
 def as_key(name: str, value: Any) -> str | None:
     """The text of a label, id or group; None of what stands for none: empty, NaN, NaT. Raises ValueError of many."""
-    if not isinstance(value, str):  # quick: there are three a row
+    if value is None:
+        return None
+    if not isinstance(value, str):
         if isinstance(value, (list, tuple, dict, set, np.ndarray)):
             raise ValueError(f"its {name} is a {type(value).__name__}, {str(value)[:80]}, expected one name")
-        if value is None or value != value:  # as NaN and NaT are
+        if value != value:  # as NaN and NaT are
             return None
     text = _as_text(name, value)
     return None if not text or text.isspace() else text
@@ -180,7 +179,7 @@ def _read_text(value: Any) -> tuple[bytes, tuple[int, ...], None]:
     if isinstance(value, (list, tuple, dict, np.ndarray)):
         raise ValueError(f"its text is a {type(value).__name__}, expected one text")
     text = "" if value is None else _as_text("text", value)
-    if not text.strip():
+    if not text or text.isspace():
         raise ValueError("the text is empty")
     return text.encode(), (), None
 
@@ -209,6 +208,8 @@ _READ: dict[str, Callable[[Any], tuple[bytes | np.ndarray, tuple[int, ...], int 
 
 
 def _as_text(name: str, value: Any) -> str:
+    if isinstance(value, str) and value.isascii():  # as most are, three a row
+        return value
     try:
         text = value.decode() if isinstance(value, bytes) else str(value)
         text.encode()  # a JSON file may hold half a character
