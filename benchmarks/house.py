@@ -25,6 +25,7 @@ PROCESS_WIDE = ("sys.modules.", "os.dup2.", "os._exit.", "gc.")
 SETTABLE = {  # attributes whose documentation says to set them
     "connection.text_factory",  # sqlite3.Connection
     "_buffers.scores",  # threading.local
+    "self.network.model.stop_training",  # keras.Model, for callbacks
     "log.propagate",  # logging.Logger
     "optimizer.learning_rate",  # keras.optimizers.Optimizer
     "options.autotune.enabled",  # tf.data.Options

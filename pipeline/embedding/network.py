@@ -6,7 +6,6 @@ import importlib
 import inspect
 import json
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,10 +66,8 @@ class Network:
         if self.extras.shape:
             digest.update(json.dumps(self.extras.shape).encode())
         if self.extras.preprocess:
-            function = function_at(self.extras.preprocess)
-            digest.update(
-                self.extras.preprocess.encode() + inspect.getsource(sys.modules[function.__module__]).encode()
-            )
+            module = inspect.getmodule(function_at(self.extras.preprocess))
+            digest.update(self.extras.preprocess.encode() + (inspect.getsource(module) if module else "").encode())
         return digest.hexdigest()
 
     def inputs(self, feature: Feature) -> Inputs:
