@@ -176,6 +176,18 @@ class Corpus:
             shards=found.shards, copies=found.copies, grouped=self.manifest.grouped,
         )  # fmt: skip
 
+    def given_triplets(self) -> np.ndarray:
+        """int64 [g, 3], ascending: rows of train, the anchors, positives and negatives that the source gave together.
+
+        Raises:
+          InputError: if their file is not what corpus.json lists.
+        """
+        shard = self.manifest.given_triplets
+        if shard is None:
+            return np.empty((0, 3), np.int64)
+        manifests.check_shard(Run(self.run_dir).corpus_manifest, shard)
+        return open_array(self.directory / shard.file)
+
     def rows(self, split: str = "train") -> Iterator[dict[str, Any]]:
         """Every row of a split, in order: what `mine_corpus(embeddings=...)` wants the vectors of.
 

@@ -27,6 +27,7 @@ from pipeline.corpus.keys import (
     cut_shards,
     describe_split,
     given_splits,
+    given_triplets,
     order_rows,
 )
 from pipeline.corpus.manifest import INDEX, SPLITS, CorpusManifest, CorpusShard, Feature, read_corpus_manifest
@@ -38,6 +39,7 @@ from pipeline.corpus.staging import Staging, read_table, write_table
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage, tfrecords
 from pipeline.files.layout import Run
+from pipeline.files.manifests import Shard
 from pipeline.process.beam import run
 from pipeline.process.progress import Stage, live
 
@@ -63,6 +65,8 @@ class Ingested:
     classes: dict[str, int]
     copies: int
     label_conflicts: int
+    given_negatives: int
+    given_triplets: int
     alike: list[list[str]]
     rejected: int
     bits: int | None
@@ -85,6 +89,8 @@ class Ingested:
         for split, leaked in self.leaks.items():
             if leaked:
                 lines.append(f"  {leaked:,} rows of {split} have a copy, or a row of their group, in train")
+        if self.given_negatives:
+            lines.append(f"  {self.given_negatives:,} given negatives make {self.given_triplets:,} triplets in train")
         if self.bits:
             lines.append(f"  images of 16 bits a pixel are among them: {2 ** max(8, self.bits) - 1:,} becomes 255")
         if self.alike:
@@ -115,6 +121,8 @@ def ingest(
         classes={name: len(split.labels) for name, split in splits.items()},
         copies=sum(split.copies for split in splits.values()),
         label_conflicts=sum(split.label_conflicts for split in splits.values()),
+        given_negatives=manifest.given_negatives,
+        given_triplets=manifest.given_triplets.records if manifest.given_triplets else 0,
         alike=alike({label for split in splits.values() for label in split.labels}),
         rejected=manifest.rejected, bits=manifest.bits, fingerprint=manifest.fingerprint, already=already,
         compared=manifest.source_stamp is not None,
@@ -167,6 +175,8 @@ def _make(
         rejected=len(staged.rejected),
         bits=bits,
         splits={name: replace(found, shards=shards[name]) for name, (_, found) in described.items()},
+        given_negatives=pc.sum(pc.equal(staged.keys["side"], "negative")).as_py() or 0,
+        given_triplets=write_given(place.corpus / "given.npy", given_triplets(described["train"][0])),
     )
     manifests.write_json_lines(place.rejected, staged.rejected)
     manifest = replace(manifest, fingerprint=manifest.computed_fingerprint())
@@ -275,7 +285,8 @@ def _keys(example: Example) -> dict[str, Any]:
     return {
         "label": example.label and example.label.encode(), "id": example.id.encode(),
         "group": example.group and example.group.encode(), "sha256": payload_sha256(example.payload),
-        "shape": list(example.shape), "split": example.split, "role": example.role, "bits": example.bits,
+        "shape": list(example.shape), "split": example.split, "role": example.role, "side": example.side,
+        "bits": example.bits,
     }  # fmt: skip
 
 
@@ -327,6 +338,14 @@ def write_shard(shard: tuple[str, int, int], staging: Staging, corpus: Path, bit
     return split, number, CorpusShard(
         **vars(written), index=path.name, index_bytes=path.stat().st_size, index_sha256=storage.sha256_of(path)
     )  # fmt: skip
+
+
+def write_given(path: Path, triplets: np.ndarray) -> Shard | None:
+    """Writes the given triplets, if there are any. Returns the manifest's entry."""
+    if not len(triplets):
+        return None
+    storage.save_array(path, triplets)
+    return Shard(file=path.name, records=len(triplets), bytes=path.stat().st_size, sha256=storage.sha256_of(path))
 
 
 def _of_8_bits(record: bytes, bits: int) -> bytes:

@@ -5,6 +5,7 @@ a reason stands for something that is no example; of such a row there is only th
 """
 
 import collections
+import functools
 import hashlib
 import re
 import unicodedata
@@ -19,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.corpus.manifest import DTYPES, SPLITS, Feature, SplitManifest, SplitRule
 from pipeline.corpus.options import IngestOptions
+from pipeline.corpus.sources.fields import PAIRS
 from pipeline.corpus.sources.source import Rejected
 from pipeline.triplets.draws import draw_key
 
@@ -27,7 +29,8 @@ KEYS = pa.schema(
     [
         ("label", pa.binary()), ("id", pa.binary()), ("sha256", pa.binary()), ("group", pa.binary()),
         ("split", pa.string()), ("role", pa.string()), ("shape", pa.list_(pa.int64())), ("part", pa.int64()),
-        ("offset", pa.int64()), ("length", pa.int64()), ("bits", pa.int64()), ("reason", pa.string()),
+        ("offset", pa.int64()), ("length", pa.int64()), ("bits", pa.int64()), ("side", pa.string()),
+        ("reason", pa.string()),
     ]
 )  # fmt: skip
 
@@ -181,6 +184,24 @@ def describe_split(keys: pa.Table) -> tuple[pa.Table, SplitManifest]:
         label_conflicts=int((label != label[content]).sum()),
         shards=[],
     )
+
+
+def given_triplets(train: pa.Table) -> np.ndarray:
+    """int64 [g, 3], ascending: each anchor of a pair with each positive and each negative of that pair, as row numbers.
+
+    train: the train split's ordered keys. A negative that has the anchor's label is left out.
+    """
+    row = np.flatnonzero(train["side"].is_valid())
+    keys = train.take(pa.array(row))
+    pair = _codes(pc.replace_substring_regex(keys["id"], "/[^/]*$", ""))
+    rows = pa.table({"pair": pair, "label": _codes(keys["label"]), "row": row})
+    sides = [
+        rows.filter(pc.equal(keys["side"], side)).rename_columns(["pair", f"label of {side}", side]) for side in PAIRS
+    ]
+    found = functools.reduce(lambda left, right: left.join(right, "pair", join_type="inner"), sides)
+    found = found.filter(pc.not_equal(found["label of anchor"], found["label of negative"]))
+    found = found.sort_by([(side, "ascending") for side in PAIRS])
+    return np.stack([found[side].to_numpy() for side in PAIRS], axis=1)
 
 
 def cut_shards(keys: pa.Table, shard_rows: int, shard_bytes: int) -> list[pa.Table]:

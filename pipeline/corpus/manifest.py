@@ -75,7 +75,8 @@ class CorpusManifest:
     source_stamp: of the source's files, see `Source.stamp`. given: splits that a source put rows into. leaks: by
     held-out split, rows with a copy, or a row of their group, in train. roles: whether rows are queries and gallery.
     rejected: how many examples were. bits: of images of 16 bits a pixel, how many the brightest of all uses;
-    None where there are none.
+    None where there are none. given_negatives: rows of any split that are negatives of a pair. given_triplets: the file
+    of the triplets that these make in train, int64 [records, 3], rows of anchor, positive, negative; None for none.
     """
 
     FORMAT: ClassVar[str] = "triplet-miner-corpus/1"
@@ -91,6 +92,8 @@ class CorpusManifest:
     given: list[str] = field(default_factory=list)
     leaks: dict[str, int] = field(default_factory=dict)
     roles: bool = False
+    given_negatives: int = 0
+    given_triplets: Shard | None = None
 
     @property
     def held_out(self) -> str:
@@ -108,6 +111,8 @@ class CorpusManifest:
         """SHA-256 over what the corpus holds; not over where it came from, nor over its own name."""
         told = msgspec.to_builtins(self)
         held = {name: told[name] for name in ("features", "grouped", "splits", "split_rule")}
+        if self.given_triplets:  # corpora without any keep the fingerprint that they always had
+            held["given_triplets"] = told["given_triplets"]
         return sha256_of_json({"format": self.FORMAT, **held})
 
 

@@ -70,7 +70,8 @@ class EmbedCorpus(beam.PTransform):
 class SelectTriplets(beam.PTransform):
     """Numbers of embedded shards -> (Packs, one for each triplet shard; one Counter of pairs by what became of them).
 
-    Reads embeddings; writes column blocks and what each scan found into the job's work directory.
+    Reads embeddings, and the corpus' given triplets if any; writes column blocks and what each scan found into
+    the job's work directory.
     """
 
     def __init__(self, job: Job, anchors: int):
@@ -94,16 +95,25 @@ class SelectTriplets(beam.PTransform):
             | "Spread items" >> beam.Reshuffle()
             | "Scan" >> beam.ParDo(steps.Scan(job), AsSingleton(columns))  # (item number, (Item, Found))
             | "Merge" >> beam.CombinePerKey(steps.MergeFound())
-            | "Choose" >> beam.ParDo(steps.ChooseNegatives(job)).with_outputs(steps.ChooseNegatives.COUNTS, main="main")
+            | "Choose" >> beam.ParDo(steps.ChooseNegatives(job)).with_outputs(steps.COUNTS, main="main")
         )
         every_shard = _numbers(pipeline, "triplet shards", job.shards(rows)) | "Begin shards" >> beam.Map(_no_triplets)
+        triplets, counts = [chosen.main, every_shard], chosen[steps.COUNTS]
+        if given := job.open_corpus().manifest.given_triplets:
+            parts = _numbers(pipeline, "parts of given triplets", -(-given.records // steps.GIVEN_TRIPLETS))
+            count = embedded | "Count embedded" >> beam.combiners.Count.Globally()
+            taken = parts | "Take given" >> beam.ParDo(steps.TakeGiven(job), AsSingleton(count)).with_outputs(
+                steps.COUNTS, main="main"
+            )
+            triplets.append(taken.main)
+            counts = (counts, taken[steps.COUNTS]) | "Join counts" >> beam.Flatten()
         packs = (
-            (chosen.main, every_shard)
+            triplets
             | "Join shards" >> beam.Flatten()
             | "Gather triplets" >> beam.GroupByKey()  # (triplet shard, [Triplets])
             | "Fill packs" >> beam.ParDo(steps.FillPacks(job))
         )
-        return packs, chosen[steps.ChooseNegatives.COUNTS] | "Sum counts" >> beam.CombineGlobally(_sum)
+        return packs, counts | "Sum counts" >> beam.CombineGlobally(_sum)
 
 
 class SpreadRows(beam.PTransform):

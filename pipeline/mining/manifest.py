@@ -23,8 +23,9 @@ METRIC = "squared euclidean of L2-normalised embeddings on a grid of 2^-11"
 class TripletsManifest:
     """triplets.json, written last: from then on the round is mined.
 
-    counts: triplets by scope and kind. pairs: anchor-positive pairs over the corpus; fallback: those that took another
-    kind than their first; guarded: pairs by scope on which a guard acted; skipped: pairs by scope and reason.
+    counts: triplets by scope and kind. pairs: anchor-positive pairs over the corpus, each valid given triplet being one
+    more; fallback: those that took another kind than their first; guarded: pairs by scope on which a guard acted;
+    skipped: pairs by scope and reason.
     triplet_digest: SHA-256 over the shards' checksums. mean_norm: of the mean embedding; near 1 all lie together.
     """
 

@@ -30,13 +30,16 @@ from pipeline.packs.packs import PackOptions, Packs
 from pipeline.packs.payload import Payload
 from pipeline.packs.write import write_packs
 from pipeline.triplets.columns import ANCHOR_BLOCK, COLUMN_BLOCK, column_block_of, column_blocks
+from pipeline.triplets.given import valid_triplets
 from pipeline.triplets.pairs import draw_positives, make_pairs
 from pipeline.triplets.rows import Block, Found, Pairs, Triplets
 from pipeline.triplets.rule import Rule
 from pipeline.triplets.scan import choose, merge, scan_nearest, scan_random
 
 GROUP_ROWS = 1 << 16  # rows whose groups are looked for at a time, in whole classes
+GIVEN_TRIPLETS = 1 << 14  # in a part; each takes three embeddings in memory
 CACHE_BYTES = 256 << 20  # of column blocks, kept per process
+COUNTS = "counts"  # the second output of steps that find triplets
 SHARD_PAIRS = (4096, 26_000)  # anchor-positive pairs of a triplet shard: in small rounds, and in the largest
 
 
@@ -259,14 +262,36 @@ class MergeFound(beam.CombineFn):
 class ChooseNegatives(SelectionStep):
     """(number, (item, Found)) -> (triplet shard, Triplets); counts go to the output COUNTS."""
 
-    COUNTS = "counts"
-
     def process(self, element: tuple[int, tuple[Item, Found]]) -> Iterator[Any]:
         item, found = element[1]
         triplets, counts = choose(self.job.rule, self.pairs(item), found)
-        for shard, where in _by(fill.shard_of(self.job.rule, triplets, self.job.shards(self.split.rows))):
-            yield shard, triplets.take(where)
-        yield beam.pvalue.TaggedOutput(self.COUNTS, Counter(counts))
+        yield from _by_shard(self.job, self.split, triplets, Counter(counts))
+
+
+class TakeGiven(Step):
+    """Number of a part of the given triplets -> (triplet shard, Triplets), the valid ones; counts go to COUNTS.
+
+    In the counts each valid one is a pair more. Those of anchors that were not drawn are left out.
+    """
+
+    def setup(self) -> None:
+        super().setup()
+        self.given = self.job.open_corpus().given_triplets()
+
+    def process(self, number: int, embedded: int) -> Iterator[Any]:
+        _expect("shards of embeddings", embedded, len(self.split.shards))
+        rows = np.array(self.given[number * GIVEN_TRIPLETS : (number + 1) * GIVEN_TRIPLETS])
+        anchors = storage.open_array(self.job.work / "anchors.npy")
+        rows = rows[anchors[np.searchsorted(anchors, rows[:, 0], "right") - 1] == rows[:, 0]]
+        triplets = valid_triplets(self.job.rule, *map(self.store.block, rows.T))
+        counts = Counter(pairs=len(triplets), given_triplets_not_valid=len(rows) - len(triplets))
+        yield from _by_shard(self.job, self.split, triplets, counts)
+
+
+def _by_shard(job: Job, split: Split, triplets: Triplets, counts: Counter[str]) -> Iterator[Any]:
+    for shard, where in _by(fill.shard_of(job.rule, triplets, job.shards(split.rows))):
+        yield shard, triplets.take(where)
+    yield beam.pvalue.TaggedOutput(COUNTS, counts)
 
 
 class FillPacks(Step):

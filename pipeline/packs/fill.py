@@ -20,10 +20,10 @@ def shard_of(rule: Rule, triplets: Triplets, shards: int) -> np.ndarray:
 
 
 def hash_order(rule: Rule, triplets: Triplets) -> np.ndarray:
-    """int64 [t]: the order in which triplets enter packs."""
-    return np.lexsort(
-        (triplets.positive, triplets.anchor, hashes(rule.key("pack"), triplets.anchor, triplets.positive))
-    )
+    """int64 [t]: the order in which triplets enter packs, each once: the scan may choose a negative that is given."""
+    rows = np.stack([triplets.negative, triplets.positive, triplets.anchor])
+    order = np.lexsort([*rows, hashes(rule.key("pack"), triplets.anchor, triplets.positive)])
+    return order[np.diff(rows[:, order], axis=1, prepend=-1).any(axis=0)]
 
 
 @compiled

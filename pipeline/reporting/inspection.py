@@ -71,7 +71,12 @@ def problems(directory: Path) -> Iterator[str]:
         raise InputError(f"no corpus.json or triplets.json in {directory}. Name a run directory, or a part of one.")
     for path in found:
         if path.name == "corpus.json":
-            splits = [Corpus.open(path.parent.parent).split(name) for name in SPLITS]
+            corpus = Corpus.open(path.parent.parent)
+            try:
+                corpus.given_triplets()
+            except InputError as error:
+                yield str(error)
+            splits = [corpus.split(name) for name in SPLITS]
             shards: list[Shard] = [shard for split in splits for shard in split.shards]
             checks = [lambda s=s, n=n: s.check_shard(n) for s in splits for n in range(len(s.shards))]
         else:

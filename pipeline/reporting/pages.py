@@ -175,13 +175,13 @@ def count_tables(manifest: TripletsManifest) -> dict[str, Any]:
     By scope, (pairs, [(outcome, how many, their share of the pairs, whether they were skipped)]).
     """
     tables = dict[str, Any]()
-    of_rows = ("anchors_without_positive", "rows_in_packs_of_one_class")  # the others count pairs
+    no_pairs = ("anchors_without_positive", "rows_in_packs_of_one_class", "given_triplets_not_valid")
     for scope in ("pack",) if manifest.packing.packs == "spread" else SCOPES:
         counts = {kind: n for kind, n in manifest.counts[scope].items() if n}
-        skipped = {reason: n for reason, n in manifest.skipped[scope].items() if reason not in of_rows}
+        skipped = {reason: n for reason, n in manifest.skipped[scope].items() if reason not in no_pairs}
         beside = {"pairs where a guard left out a row": manifest.guarded[scope]}
         if not tables:
-            beside |= {reason: manifest.skipped["corpus"].get(reason, 0) for reason in of_rows}
+            beside |= {reason: manifest.skipped["corpus"].get(reason, 0) for reason in no_pairs}
             beside["pairs that took another kind than they drew"] = manifest.fallback
         total = sum(counts.values()) + sum(skipped.values())
         rows = [(name, n, n / max(total, 1), name in skipped) for name, n in (counts | skipped).items()]

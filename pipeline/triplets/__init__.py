@@ -18,6 +18,7 @@ rows     blocks of rows, pairs, what a scan found, triplets; the grid
 pairs    positives, and the interval that each pair's negative must lie in
 columns  how the corpus is dealt to blocks, and in which order an anchor visits them
 scan     all anchors against all rows
+given    triplets that the source gives, of which the valid ones are taken
 within   triplets among the rows of one batch
 kernels  how compiled code runs
 arrays   all of it on arrays in memory

@@ -7,6 +7,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def _pair(row: Mapping[str, Any], where: str) -> Iterator[Example | Rejected]:
             if len(name) > LABEL:
                 name = f"{name[:LABEL]} {hashlib.sha256(name.encode()).hexdigest()[:8]}"
             own = {"text": value, "label": name, "split": row.get("split")}
-            yield make_example(own, f"{where}/{ours}-{number}", Path())
+            found = make_example(own, f"{where}/{ours}-{number}", Path())
+            yield replace(found, side=ours) if isinstance(found, Example) else found
 
 
 def make_example(row: Mapping[str, Any], where: str, root: Path, inside: str = ".") -> Example | Rejected:

@@ -25,7 +25,8 @@ class Example:
     id: the user's own if `id_given`, or made of its place in its source. label: None where it has none.
     payload: encoded image bytes, UTF-8 text, or a float32 vector. shape: (height, width, channels), () or (dim,).
     split: the one that its source puts it into, as SPLIT_NAMES has it. role: `query` or `gallery`, where evaluation
-    ranks the rows of one for those of the other.
+    ranks the rows of one for those of the other. side: `anchor`, `positive` or `negative` of a pair; the id up to its
+    last slash is the pair's name.
     bits: of an image of 16 bits a pixel, how many the brightest uses. place: in its source, if the id does not say it.
     """
 
@@ -36,6 +37,7 @@ class Example:
     group: str | None = None
     split: str | None = None
     role: str | None = None
+    side: str | None = None
     bits: int | None = None
     id_given: bool = False
     place: str = ""

@@ -15,6 +15,7 @@ from pipeline.corpus.keys import (
     count_leaks,
     cut_shards,
     describe_split,
+    given_triplets,
     order_rows,
 )  # fmt: skip
 from pipeline.corpus.manifest import SPLITS
@@ -30,6 +31,11 @@ def table(rows, **columns):
     keys = {"label": [label.encode() for label, _ in rows], "id": [id.encode() for _, id in rows]}
     return pa.Table.from_pydict({name: [None] * len(rows) for name in KEYS.names} | keys | defaults | numbers | columns,
                                 schema=KEYS)  # fmt: skip
+
+
+def sides(ids):
+    """Of a pair's rows: what stands behind the slash, without its number."""
+    return [id.rpartition("/")[2].partition("-")[0] if "/" in id else None for id in ids]
 
 
 def pairs(keys):
@@ -180,3 +186,26 @@ def test_leaks_of_a_given_split_are_counted():
                  group=[None, None, b"g", b"g", None])  # fmt: skip
     split, _ = assign_splits(keys, OPTIONS)
     assert count_leaks(keys, split) == {"validation": 0, "eval": 2}
+
+
+def test_given_negatives_stay_with_their_pair():
+    rows = [  # by label and id, as the train split has them; of the third pair the anchor is elsewhere
+        ("a", "t/1/anchor-0"), ("a", "t/1/positive-0"), ("a", "t/1/positive-2"), ("a", "t/2/negative-0"),
+        ("b", "t/1/negative-1"), ("b", "t/10/negative-0"), ("b", "t/2/anchor-0"), ("b", "t/2/positive-0"),
+        ("b", "t/4"), ("c", "t/1/negative-0"), ("c", "t/2/negative-1"), ("c", "t/3/negative-0"),
+        ("c", "t/3/positive-0"),
+    ]  # fmt: skip
+    keys = table(rows, side=sides([id for _, id in rows]))
+    assert given_triplets(keys).tolist() == [
+        [0, 1, 4], [0, 1, 9], [0, 2, 4], [0, 2, 9], [6, 7, 3], [6, 7, 10]
+    ]  # fmt: skip
+
+
+def test_a_negative_of_the_anchors_own_label_is_no_negative():
+    rows = [("a", "1/anchor-0"), ("a", "1/negative-0"), ("a", "1/positive-0"), ("b", "1/negative-1")]
+    assert given_triplets(table(rows, side=sides([id for _, id in rows]))).tolist() == [[0, 2, 3]]
+
+
+def test_ids_that_look_like_a_pairs_make_none():
+    rows = [("a", "1/anchor-0"), ("a", "1/positive-0"), ("b", "1/negative-1")]
+    assert given_triplets(table(rows)).shape == given_triplets(KEYS.empty_table()).shape == (0, 3)

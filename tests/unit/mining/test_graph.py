@@ -42,7 +42,7 @@ def portable(job, anchors):
     return pipeline.to_runner_api()
 
 
-@pytest.fixture(scope="module", params=["triplets", "spread"])
+@pytest.fixture(scope="module", params=["triplets", "given", "spread"])
 def large(request, tmp_path_factory):
     """The graph of a round over 10^9 rows in 1,000 classes, all of them anchors: of the corpus there is a manifest."""
     run_dir = tmp_path_factory.mktemp("large")
@@ -52,9 +52,11 @@ def large(request, tmp_path_factory):
     classes = [f"{c:04d}" for c in range(1000)]
     first_rows = np.linspace(0, ROWS, 1001).astype(int).tolist()
     train = replace(train, rows=ROWS, labels=classes, first_rows=first_rows, shards=[shard] * 100)
-    manifest = replace(corpus.manifest, splits={**corpus.manifest.splits, "train": train})
+    given = Shard(file="given.npy", records=ROWS, bytes=1, sha256="") if request.param == "given" else None
+    manifest = replace(corpus.manifest, splits={**corpus.manifest.splits, "train": train}, given_triplets=given)
     manifests.write(Run(run_dir).corpus_manifest, replace(manifest, fingerprint=manifest.computed_fingerprint()))
-    return portable(job_of(run_dir, request.param), 0 if request.param == "spread" else ROWS)
+    packs = "spread" if request.param == "spread" else "triplets"
+    return portable(job_of(run_dir, packs), 0 if packs == "spread" else ROWS)
 
 
 def par_dos(found):

@@ -94,6 +94,15 @@ def test_shards_and_their_order_do_not_depend_on_how_triplets_come():
     assert (other.anchor != ordered.anchor).mean() > 0.9
 
 
+def test_several_negatives_of_a_pair_come_in_one_order_and_each_once():
+    triplets, *_ = some_triplets(0, 40, 3, 2)
+    twice = Triplets.concatenate([triplets, triplets]).take(np.random.default_rng(0).permutation(80))
+    rows = [triplets.anchor, triplets.positive, triplets.negative]
+    once, again = (found.take(hash_order(Rule(), found)) for found in (triplets, twice))
+    assert len(once) == len(again) == len(np.unique(rows, axis=1).T) > len(np.unique(rows[:2], axis=1).T)
+    np.testing.assert_array_equal(once.negative, again.negative)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
