@@ -34,7 +34,7 @@ def gains(what: str, bound: float, found: Sequence[tuple[float, float]], note: s
     """found: of each split of the classes, MAP@R and that of its baseline."""
     each = ", ".join(f"{value:.3f} for {base:.3f}" for value, base in found)
     value = statistics.mean(value - base for value, base in found)
-    return Row(what=what, value=value, bound=bound, at_least=True, note=f"{each} {note}")
+    return Row(what=f"MAP@R of {what}", value=value, bound=bound, at_least=True, note=f"{each} {note}")
 
 
 def texts(scratch: Path, folder: Path, seeds: Sequence[int]) -> list[Row]:
