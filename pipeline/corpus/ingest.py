@@ -254,7 +254,8 @@ def stage_part(
     number: int, kind: str, read: Callable[[Any], Iterator[Example | Rejected]], staging: Staging, max_text: int
 ) -> int:
     """A part's number -> the same number: writes the part's examples, their keys and what was rejected."""
-    kept: list[dict[str, Any]] = []
+    # Columns: a million dicts would keep the garbage collector busy for as long as all the rest takes.
+    kept: dict[str, list[Any]] = {name: [] for name in KEYS.names}
     rejected: list[dict[str, Any]] = []
 
     def records() -> Iterator[bytes]:
@@ -271,13 +272,14 @@ def stage_part(
             features[kind] = [example.payload] if isinstance(example.payload, bytes) else example.payload
             record = tfrecords.make_example(features)
             keys |= {"part": number, "length": len(record)}
-            kept.append(keys)
+            for name, column in kept.items():
+                column.append(keys.get(name))
             yield record
 
     tfrecords.write_records(staging.part(number, ".tfrecord"), records())
-    for row, offset in zip(kept, tfrecords.offsets_of([row["length"] for row in kept]).tolist(), strict=True):
-        row["offset"] = offset
-    write_table(staging.part(number, ".parquet"), pa.Table.from_pylist([*kept, *rejected], schema=KEYS))
+    kept["offset"] = tfrecords.offsets_of(kept["length"]).tolist()
+    tables = [pa.table(kept, schema=KEYS), pa.Table.from_pylist(rejected, schema=KEYS)]
+    write_table(staging.part(number, ".parquet"), pa.concat_tables(tables))
     return number
 
 
@@ -285,7 +287,7 @@ def _keys(example: Example) -> dict[str, Any]:
     return {
         "label": example.label and example.label.encode(), "id": example.id.encode(),
         "group": example.group and example.group.encode(), "sha256": payload_sha256(example.payload),
-        "shape": list(example.shape), "split": example.split, "role": example.role, "side": example.side,
+        "shape": example.shape, "split": example.split, "role": example.role, "side": example.side,
         "bits": example.bits,
     }  # fmt: skip
 

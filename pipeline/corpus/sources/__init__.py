@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipeline.corpus.options import IngestOptions
 from pipeline.corpus.sources.source import Example, Rejected, Source
 from pipeline.errors import InputError
@@ -62,7 +64,7 @@ def _read(part: tuple[int, Any], readers: list[tuple[Callable[[Any], Iterator[Ex
     for found in read(own):
         if isinstance(found, Example):
             id = found.id if found.id_given else f"{number}/{found.id}"  # two sources may have the same places
-            yield replace(found, id=id, split=split or found.split)
+            yield msgspec.structs.replace(found, id=id, split=split or found.split)
         else:
             yield found
 

@@ -7,10 +7,10 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pipeline.corpus.sources.encoding import EncodedImage, read_image
@@ -122,7 +122,7 @@ def _pair(row: Mapping[str, Any], where: str) -> Iterator[Example | Rejected]:
                 name = f"{name[:LABEL]} {hashlib.sha256(name.encode()).hexdigest()[:8]}"
             own = {"text": value, "label": name, "split": row.get("split")}
             found = make_example(own, f"{where}/{ours}-{number}", Path())
-            yield replace(found, side=ours) if isinstance(found, Example) else found
+            yield msgspec.structs.replace(found, side=ours) if isinstance(found, Example) else found
 
 
 def make_example(row: Mapping[str, Any], where: str, root: Path, inside: str = ".") -> Example | Rejected:

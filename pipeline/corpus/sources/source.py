@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pipeline.files.manifests import sha256_of_json
@@ -18,8 +19,7 @@ SPLIT_NAMES = {  # as people call them, and as we do
 ROLES = ("query", "gallery")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
+class Example(msgspec.Struct, frozen=True, kw_only=True):  # made a million times: a dataclass takes ten times as long
     """One example.
 
     id: the user's own if `id_given`, or made of its place in its source. label: None where it has none.
