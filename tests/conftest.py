@@ -16,6 +16,7 @@ from trainer import evaluate, init, train
 # A shell that starts this in the background has Ctrl-C ignored; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+BANKING77 = Path(__file__).parent / "data" / "banking77.csv"
 MARKUP = "<script>alert(1)</script> & \"<img src=x onerror='alert(2)'>"
 
 
@@ -61,6 +62,22 @@ def small_mined(small, tmp_path_factory) -> Path:
 def small_run(small, tmp_path) -> Path:
     """A copy of `small` to change."""
     return copied(small, tmp_path)
+
+
+@pytest.fixture
+def bare(small, tmp_path) -> Path:
+    """A copy of `small` without a checkpoint."""
+    run_dir = copied(small, tmp_path)
+    shutil.rmtree(run_dir / "rounds")
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> Path:
+    """A run directory with banking77's extract, and no checkpoint. Not to be changed."""
+    run_dir = tmp_path_factory.mktemp("texts") / "run"
+    assert ingest.main(["--run_dir", str(run_dir), "--source", f"csv:{BANKING77},label=category"]) == 0
+    return run_dir
 
 
 @pytest.fixture(scope="session")

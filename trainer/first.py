@@ -19,7 +19,6 @@ from pipeline.embedding.network import Extras, Network, check_loads, function_at
 from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Run
-from pipeline.process.commands import log
 from trainer import models
 from trainer.batches import class_batches
 from trainer.options import InitOptions
@@ -96,9 +95,7 @@ def first_network(corpus: Corpus, options: InitOptions) -> Network:
     if corpus.feature.kind == "text" and getattr(model, "inputs", None):
         model = models.with_vocabulary(model, _train_texts(corpus))
     rows = corpus.split("train").read(np.arange(1))
-    network, length = fit_network(Network(model, name, extras), corpus.feature, rows)
-    if length != 1:
-        log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", name, length)
+    network = fit_network(Network(model, name, extras), corpus.feature, rows)
     models.say_shrinking(corpus.feature, network.inputs(corpus.feature).shape)
     if not given:
         _settle_statistics(network, corpus, options.seed)

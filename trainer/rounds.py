@@ -21,7 +21,7 @@ from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
 from pipeline.mining.job import mine
 from pipeline.mining.manifest import TripletsManifest
-from pipeline.mining.mined import COLLAPSED, collapse
+from pipeline.mining.mined import collapse
 from pipeline.process import lock
 from pipeline.process.beam import in_process
 from pipeline.process.commands import log
@@ -287,7 +287,7 @@ class Rounds:
         newest = self.run.newest_checkpoint()
         number = newest.number if newest else 0
         history = self.history(number)
-        spread = {n: value for n, value in history.items() if self._mean_norm(n) <= COLLAPSED}
+        spread = {n: value for n, value in history.items() if not collapse(self._mean_norm(n))}
         history = spread or history
         best = Best(round=number, validation_map_at_r=None)
         if history:
@@ -308,8 +308,9 @@ class Rounds:
 
         After the first round embeddings may still lie as the network began.
         """
-        trained, norm, recipe = self._metrics(round), self._mean_norm(round.next.number), stretch.recipe
-        if norm <= COLLAPSED:
+        trained, recipe = self._metrics(round), stretch.recipe
+        collapsed = collapse(self._mean_norm(round.next.number))
+        if not collapsed:
             return
         loss, hard = trained.epochs[-1].loss, "hard" in dict(recipe.mining.negatives)
         ways = [
@@ -318,7 +319,7 @@ class Rounds:
             "give it a [warmup]" if recipe.warmup is None else "",
         ]
         said = (
-            f"round {round.number}: {collapse(norm)} The loss is {loss:.3f}, the margin {trained.margin}. "
+            f"round {round.number}: {collapsed} The loss is {loss:.3f}, the margin {trained.margin}. "
             f"In another recipe, {' or '.join(filter(None, ways))}; then begin in a new --run_dir."
         )
         if round.number == 0 or loss <= 0.9 * trained.margin:

@@ -13,11 +13,12 @@ import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import Network, load_network
+from pipeline.embedding.network import load_network
+from pipeline.embedding.store import mean_norm
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
-from pipeline.mining.mined import COLLAPSED, collapse
+from pipeline.mining.mined import collapse
 from pipeline.process.commands import log, postponed_stop
 from pipeline.process.progress import Stage, live
 from trainer import losses
@@ -28,7 +29,6 @@ from trainer.options import InitOptions, WarmupOptions
 from trainer.state import SAVE_SECONDS, Resumable, save_optimizer
 
 ROWS_A_CLASS = 4
-LOOKED_AT = 1024
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class Progress:
 class WarmedUp:
     """warmup.json: which checkpoint came of it, and with which options. `first_loss` and `last_loss`: of a tenth.
 
-    mean_norm: of the mean embedding of LOOKED_AT rows.
+    mean_norm: of the mean embedding.
     """
 
     FORMAT: ClassVar[str] = "triplet-miner-warmup/2"
@@ -62,9 +62,9 @@ class WarmedUp:
         if not self.already:
             loss = f"loss {self.first_loss:.4f} to {self.last_loss:.4f}"
             what = f"warm-up: {self.steps} steps, {loss} in {self.seconds:.0f} s"
-        if self.mean_norm > COLLAPSED:
+        if said := collapse(self.mean_norm):
             what += (
-                f"\n  {collapse(self.mean_norm)} Remove {self.path} and warm up anew, with another "
+                f"\n  {said} Remove {self.path} and warm up anew, with another "
                 f"--learning_rate than {self.options.learning_rate:g}, more --steps, or another --margin than "
                 f"{self.options.margin:g}."
             )
@@ -83,7 +83,8 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
     path, told, unfinished = round.checkpoint, round.train / "warmup.json", round.train / "warmup.npz"
     if round.manifest.exists():
         raise InputError(f"round 0 is mined already, {path} must stay as it is. Warm up in a new --run_dir.")
-    corpus.split("train").check()
+    split = corpus.split("train")
+    split.check()
     keras.utils.set_random_seed(options.seed)  # before anything is loaded: Dropout draws its generator's seed then
     # Without a checkpoint none is written before the end: one that is there counts as warmed up.
     network = load_network(path) if path.exists() else first_network(corpus, InitOptions(seed=options.seed))
@@ -93,7 +94,7 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
         unfinished.unlink(missing_ok=True)  # of a warm-up that was killed right after its checkpoint was there
         return replace(done, run_dir=str(run_dir), path=str(path), already=True)
     classes = min(max(2, options.batch_rows // ROWS_A_CLASS), len(usable_classes(corpus)))
-    steps = options.steps or options.epochs * math.ceil(corpus.split("train").rows / (ROWS_A_CLASS * classes))
+    steps = options.steps or options.epochs * math.ceil(split.rows / (ROWS_A_CLASS * classes))
     optimizer = keras.optimizers.Adam(options.learning_rate)
     key = [corpus.fingerprint, options, digest]
     state = Resumable(unfinished, key, model, optimizer, Progress(), save_seconds)
@@ -138,17 +139,10 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
             run_dir=str(run_dir), path=str(path), digest=network.digest(), options=options, steps=steps,
             corpus_fingerprint=corpus.fingerprint, first_loss=float(np.mean(progress.losses[:tail])),
             last_loss=float(np.mean(progress.losses[-tail:])), seconds=time.time() - started,
-            mean_norm=_mean_norm(network, corpus),
+            mean_norm=mean_norm(split.rows, lambda rows: Embedder(network, corpus.feature)(split.read(rows))),
         )  # fmt: skip
         save_optimizer(optimizer, round.optimizer, done.digest)
         manifests.write(told, done)
         network.save(path)
         state.forget()
     return done
-
-
-def _mean_norm(network: Network, corpus: Corpus) -> float:
-    """Of the mean embedding of up to LOOKED_AT rows, spread over the train split; all rows count the same."""
-    split = corpus.split("train")
-    rows = np.unique(np.linspace(0, split.rows - 1, LOOKED_AT).astype(np.int64))
-    return float(np.linalg.norm(Embedder(network, corpus.feature)(split.read(rows)).mean(axis=0)))

@@ -6,5 +6,5 @@ sources/  one file a kind of source
 keys      the order of rows, which are held out, copies and groups
 staging   what lies beside a corpus while it is made
 manifest  corpus.json
-ingest    the Beam job that makes a corpus of a source, if the source changed
+ingest    the Beam job that makes a corpus of a source, or compares the two
 """

@@ -1,10 +1,11 @@
 """Embeddings with their ids and labels, as one file for others: of whole splits, or of a source's rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -145,7 +146,7 @@ def _fitting(
         elif feature.kind == "vector" and found.shape != feature.shape:
             yield found.rejected(f"vector of {found.shape[0]} numbers, the network takes {feature.shape[0]}")
         elif found.bits and bits:
-            yield replace(found, payload=as_8_bits(bytes(found.payload), bits))
+            yield msgspec.structs.replace(found, payload=as_8_bits(bytes(found.payload), bits))
         elif found.bits:
             yield found.rejected("16 bits a pixel, and no corpus with such images says which is white. Save it with 8")
         else:

@@ -11,15 +11,16 @@ from pipeline.corpus.manifest import Feature
 from pipeline.embedding.decoding import Inputs
 from pipeline.embedding.network import UNIT, Network, layers_of, output_dim
 from pipeline.errors import InputError
+from pipeline.process.commands import log
 
 
-def fit_network(network: Network, feature: Feature, records: list[bytes]) -> tuple[Network, float]:
+def fit_network(network: Network, feature: Feature, records: list[bytes]) -> Network:
     """The network as a functional model that ends in unit vectors, with the modules of its classes among its imports.
+
+    A UnitNormalization is appended, and that said, unless its first output has length 1.
 
     Args:
       records: of the corpus, to try it on.
-    Returns:
-      The network, and the length of its first output before; 1 if that was near enough.
     Raises:
       InputError: if it cannot take them, or does not give one vector an example.
     """
@@ -39,9 +40,8 @@ def fit_network(network: Network, feature: Feature, records: list[bytes]) -> tup
         raise InputError(f"{network.name} cannot take a row of the corpus: {str(error)[:500]}") from error
     output_dim(output, network.name)
     length = float(np.linalg.norm(output[:1]))
-    if not np.isfinite(length) or abs(length - 1) < UNIT:
-        length = 1.0
-    else:
+    if np.isfinite(length) and abs(length - 1) >= UNIT:
+        log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", network.name, length)
         model = keras.Model(model.input, keras.layers.UnitNormalization(name="normalised")(model.output))
     modules = {type(layer).__module__.partition(".src.")[0] for layer in (model, *layers_of(model))}
     foreign = modules - {"keras", "__main__"}
@@ -50,7 +50,7 @@ def fit_network(network: Network, feature: Feature, records: list[bytes]) -> tup
         network.extras, imports=tuple(sorted(foreign.union(network.extras.imports))),
         shape=network.extras.shape if open_sizes else (),
     )  # fmt: skip
-    return replace(network, model=model, extras=extras), length
+    return replace(network, model=model, extras=extras)
 
 
 def _symbol(spec: tf.TensorSpec, name: str | None = None) -> Any:

@@ -1,6 +1,7 @@
 """The embeddings of a round on disk, and rows with all that selection wants to know of them."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,15 @@ from pipeline.files.manifests import sha256_of_json
 from pipeline.triplets.rows import Block
 
 MEAN_ROWS = 4096
+
+
+def mean_norm(rows: int, embed: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The length of the mean embedding: 1 where all lie together, 0 where they are spread out. Of 4,096 of the rows.
+
+    embed: row numbers to float32 [n, dim].
+    """
+    looked_at = np.unique(np.linspace(0, rows - 1, MEAN_ROWS).astype(np.int64))
+    return float(np.linalg.norm(embed(looked_at).mean(axis=0)))
 
 
 class EmbeddingStore:
@@ -55,9 +65,7 @@ class EmbeddingStore:
         return np.empty((0, self.dim), np.float32) if out is None else out
 
     def mean_norm(self) -> float:
-        """The length of the mean embedding: 1 where all lie together, 0 where they are spread out. Of 4,096 rows."""
-        rows = np.unique(np.linspace(0, self.split.rows - 1, MEAN_ROWS).astype(np.int64))
-        return float(np.linalg.norm(self.embeddings(rows).mean(axis=0)))
+        return mean_norm(self.split.rows, self.embeddings)
 
     def block(self, rows: np.ndarray) -> Block:
         return Block(

@@ -23,7 +23,7 @@ from pipeline.files import manifests
 from pipeline.files.manifests import Shard, sha256_of_json
 from pipeline.mining import steps
 from pipeline.mining.manifest import TripletsManifest
-from pipeline.mining.mined import COLLAPSED, collapse, way_out
+from pipeline.mining.mined import collapse, way_out
 from pipeline.mining.steps import Job
 from pipeline.packs.write import SCOPES
 from pipeline.triplets.columns import column_blocks
@@ -202,11 +202,10 @@ def commit(written: list[tuple[int, Shard, Counter[str]]], counts: Counter[str],
 
 
 def _why_none(job: Job, counts: Counter[str], packed: Counter[str]) -> str:
-    norm = job.open_store().mean_norm()
     pairs = counts.get("pairs", 0) + packed["skipped"]  # on its way a Counter may have become a dict
     said = f"round {job.round.number} has no triplet, out of {pairs} pairs: {dict(counts)}. "
-    if norm > COLLAPSED:
-        return f"{said}{collapse(norm)} {way_out(job.round.number)}"
+    if collapsed := collapse(job.open_store().mean_norm()):
+        return f"{said}{collapsed} {way_out(job.round.number)}"
     return said + (
         "A larger --margin, other --negatives or weaker guards find more; anchors without a positive need more rows in "
         "their class."

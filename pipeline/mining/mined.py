@@ -12,8 +12,8 @@ COLLAPSED = 0.95  # norm of the mean embedding; 0 for embeddings that are spread
 
 
 def collapse(norm: float) -> str:
-    """A sentence to say where the norm of the mean embedding is above COLLAPSED."""
-    return f"COLLAPSED: all embeddings lie together (their mean has norm {norm:.3f})."
+    """What to say of the norm of the mean embedding; nothing up to COLLAPSED."""
+    return "" if norm <= COLLAPSED else f"COLLAPSED: all embeddings lie together (their mean has norm {norm:.3f})."
 
 
 def way_out(round: int) -> str:
@@ -66,8 +66,8 @@ class Mined:
         lines.append(f"  {'skipped':<22}{reasons or 'none'}")
         if any(self.guarded.values()):
             lines.append(f"  {'guards acted on':<22}{sum(self.guarded.values()):,} pairs")
-        if self.mean_norm > COLLAPSED:
-            lines.append(f"  {collapse(self.mean_norm)} These triplets teach little. {way_out(self.round)}")
+        if said := collapse(self.mean_norm):
+            lines.append(f"  {said} These triplets teach little. {way_out(self.round)}")
         place = Run(location(self.run_dir)).round(self.round)
         lines.append(f"  in {place.triplets}")
         if place.checkpoint.exists():

@@ -27,7 +27,6 @@ from pipeline.mining.options import MiningOptions
 from pipeline.packs.packs import PackOptions
 from pipeline.process import lock
 from pipeline.process.beam import in_process
-from pipeline.process.commands import log
 from pipeline.triplets.arrays import kind_shares, normalised
 from pipeline.triplets.rows import to_grid
 
@@ -96,9 +95,7 @@ def _network_of(model: keras.Model | Path | str, feature: Feature, preprocess: s
 def _with_model(corpus: Corpus, network: Network) -> tuple[Round, str]:
     """The round that a network mines, where its checkpoint is then, and the checkpoint's digest."""
     rows = corpus.split("train").read(np.arange(1))
-    network, length = fit_network(network, corpus.feature, rows)
-    if length != 1:
-        log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", network.name, length)
+    network = fit_network(network, corpus.feature, rows)
     Embedder(network, corpus.feature)(rows)
     with tempfile.TemporaryDirectory() as scratch:
         saved = Path(scratch, "model.keras")

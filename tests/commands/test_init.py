@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from conftest import copied
 
-from pipeline import ingest
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import Network, load_network
@@ -15,24 +14,6 @@ from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from trainer import init, models
 from trainer.options import InitOptions
-
-BANKING77 = Path(__file__).parent.parent / "data" / "banking77.csv"
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> Path:
-    """A run directory with banking77's extract, and no checkpoint. Not to be changed."""
-    run_dir = tmp_path_factory.mktemp("texts") / "run"
-    assert ingest.main(["--run_dir", str(run_dir), "--source", f"csv:{BANKING77},label=category"]) == 0
-    return run_dir
-
-
-@pytest.fixture
-def bare(small, tmp_path) -> Path:
-    """A copy of `small` without a checkpoint."""
-    run_dir = copied(small, tmp_path)
-    shutil.rmtree(run_dir / "rounds")
-    return run_dir
 
 
 def made(run_dir: Path, *arguments: str) -> Network:
@@ -42,7 +23,7 @@ def made(run_dir: Path, *arguments: str) -> Network:
 
 
 def test_the_weights_are_seeded_whatever_was_built_before(bare, small, tmp_path):
-    models.dense((3,))  # Keras numbers the layers of a process, and a digest covers their names
+    models.dense((3,))  # Keras numbers the layers of a process
     digest = made(bare).digest()
     assert digest == load_network(Run(small).round(0).checkpoint).digest()
     shutil.rmtree(bare / "rounds")

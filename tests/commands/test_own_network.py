@@ -1,7 +1,6 @@
 """One's own networks: whatever Keras can build goes through all commands."""
 
 import json
-import shutil
 from pathlib import Path
 
 import keras
@@ -10,7 +9,7 @@ import own_networks
 import pytest
 from conftest import copied
 
-from pipeline import Corpus, ingest, mine, mine_corpus
+from pipeline import Corpus, mine, mine_corpus
 from pipeline.embedding.network import Extras, load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
@@ -18,24 +17,7 @@ from pipeline.files.layout import Run
 from trainer import evaluate, init, train, train_newest, warmup
 from trainer.options import TrainOptions
 
-BANKING77 = Path(__file__).parent.parent / "data" / "banking77.csv"
 LETTERS = ["--model", "own_networks:two_inputs", "--preprocess", "own_networks:letters"]
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> Path:
-    """A run directory with banking77's extract, and no checkpoint. Not to be changed."""
-    run_dir = tmp_path_factory.mktemp("texts") / "run"
-    assert ingest.main(["--run_dir", str(run_dir), "--source", f"csv:{BANKING77},label=category"]) == 0
-    return run_dir
-
-
-@pytest.fixture
-def bare(small, tmp_path) -> Path:
-    """A copy of `small` without a checkpoint."""
-    run_dir = copied(small, tmp_path)
-    shutil.rmtree(run_dir / "rounds")
-    return run_dir
 
 
 def all_commands(run_dir: Path, *network: str) -> Run:

@@ -1,12 +1,11 @@
 """Networks of all kinds through init, mine and train; and that training makes retrieval better."""
 
 import shutil
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from conftest import copied
+from conftest import BANKING77, copied
 
 from pipeline import ingest, mine
 from pipeline.embedding.network import load_network
@@ -16,7 +15,6 @@ from trainer.measures.evaluation import evaluate_rounds
 
 pytestmark = pytest.mark.slow
 
-BANKING77 = Path(__file__).parent.parent / "data" / "banking77.csv"
 
 
 def test_training_makes_retrieval_better(mined, tmp_path):

@@ -3,20 +3,19 @@
 import csv
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import networks
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import BANKING77
 
 from pipeline.corpus.manifest import Feature
 from pipeline.embedding.network import Network, load_network
 from trainer import models
 from trainer.measures.evaluation import evaluate_embeddings
 
-BANKING77 = Path(__file__).parents[2] / "data" / "banking77.csv"
 TEXTS = tf.data.Dataset.from_tensor_slices(["one two", "two three", "a\u2028b \x85 c\x1cd", "a", "b"]).batch(2)
 SAID = tf.constant([["one two"], ["a\u2028b"], ["a"], ["..."], [""]])
 
