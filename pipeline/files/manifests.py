@@ -35,7 +35,7 @@ def read(path: Path, kind: type[M]) -> M:
     try:
         value = msgspec.json.decode(path.read_bytes())
     except msgspec.DecodeError as error:
-        raise InputError(f"{path} is not a manifest: {error}. Remove its directory and make it again.") from None
+        raise InputError(f"{path} is not a manifest: {error}. Restore it, or else make what is in its directory again.") from None
     found = value.get("format") if isinstance(value, dict) else None
     if found != kind.FORMAT:
         raise InputError(f"{path} has format {found!r}, expected {kind.FORMAT!r}. Make it again.")

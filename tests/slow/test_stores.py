@@ -95,7 +95,7 @@ def test_an_object_cut_off_at_any_put_changes_nothing(store, expected):
             assert killed.returncode == -9, killed.stderr
             torn += 1
             again = command(*call[2:])
-            said = r"fake://(\S+)/\w+.json is not a manifest: .* Remove its directory"
+            said = r"fake://(\S+)/\w+.json is not a manifest: .* Restore it, or else make"
             if torn_manifest := re.search(said, again.stderr):
                 refused += 1
                 for path in store.glob(f"{quote(torn_manifest[1], safe='')}%2F*"):
