@@ -35,7 +35,8 @@ def read(path: Path, kind: type[M]) -> M:
     try:
         value = msgspec.json.decode(path.read_bytes())
     except msgspec.DecodeError as error:
-        raise InputError(f"{path} is not a manifest: {error}. Restore it, or else make what is in its directory again.") from None
+        remedy = "Restore it, or else make what is in its directory again."
+        raise InputError(f"{path} is not a manifest: {error}. {remedy}") from None
     found = value.get("format") if isinstance(value, dict) else None
     if found != kind.FORMAT:
         raise InputError(f"{path} has format {found!r}, expected {kind.FORMAT!r}. Make it again.")
