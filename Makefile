@@ -38,7 +38,7 @@ lock: .venv/installed ## resolve setup.py's ranges again into requirements/defau
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-find-links --upgrade requirements/peers.in -o requirements/peers.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --no-emit-find-links --extra test --extra hub setup.py requirements/build.in requirements/encoders.in \
+	  --no-emit-find-links --extra test --extra hub --extra bench setup.py requirements/build.in requirements/encoders.in \
 	  --overrides requirements/encoders.overrides -c requirements/default.lock -o requirements/encoders.lock
 
 # Ingests if there is no corpus yet; a SOURCE that was asked for is compared with the corpus there is. Of ARGS, files of
@@ -163,10 +163,6 @@ runs/fashion-mnist: # the IDX files from Debian's package, without installing it
 bench-selection: .venv/bench-installed $(FASHION_MNIST) ## the scan against sgemm and FAISS, what an image more costs mining (12 minutes)
 	@$(PY) -m benchmarks.selection --fashion_mnist "$(FASHION_MNIST)" $(if $(OMNIGLOT),--omniglot "$(firstword $(OMNIGLOT))") $(ARGS)
 
-bench-quality: .venv/bench-installed $(FASHION_MNIST) ## packs against in-batch mining (OMNIGLOT="A.zip B.zip"; 14 minutes; ARGS=--full: hours)
-	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
-	@$(PY) -m benchmarks.quality --omniglot $(OMNIGLOT) --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
-
 .venv-peers/installed: requirements/peers.lock
 	@echo "making .venv-peers: PyPI has torch for Linux on x86-64 only with CUDA, 6 GB on disk"
 	@$(PYTHON) -m venv .venv-peers
@@ -194,6 +190,11 @@ runs/fonts: | .venv-encoders/installed # those that benchmarks/encoders/kanji.py
 bench-encoders: .venv-encoders/installed $(FONTS) ## pretrained encoders and every kind of model (BANKING77=DIR; 25 minutes)
 	@[ -d "$(BANKING77)" ] || { echo 'set BANKING77 to the folder of train.csv and test.csv of BANKING77'; exit 1; }
 	@$(ENCODERS_PY) -m benchmarks.encoders --banking77 "$(BANKING77)" --fonts "$(FONTS)" $(ARGS)
+
+bench-quality: .venv-encoders/installed $(FONTS) $(FASHION_MNIST) ## mining against every fair opponent (OMNIGLOT="A.zip B.zip" BANKING77=DIR; 15 minutes; ARGS=--full: what is not stored yet)
+	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
+	@[ -d "$(BANKING77)" ] || { echo 'set BANKING77 to the folder of train.csv and test.csv of BANKING77'; exit 1; }
+	@$(ENCODERS_PY) -m benchmarks.quality --omniglot $(OMNIGLOT) --fashion_mnist "$(FASHION_MNIST)" --banking77 "$(BANKING77)" --fonts "$(FONTS)" $(ARGS)
 
 bench-trainer: .venv/bench-installed ## reading, rounds and image passes on Omniglot (about 15 minutes)
 	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }

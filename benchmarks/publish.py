@@ -1,4 +1,4 @@
-"""Puts the results of `make bench-quality bench-peers bench-encoders` into docs/results/ and docs/benchmarks.md.
+"""Puts the results of `make bench-peers bench-encoders` into docs/results/ and docs/benchmarks.md.
 
     python -m benchmarks.publish
 
@@ -33,26 +33,6 @@ def bounds(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def quality(result: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, table in result["tables"].items():
-        seeds = len(next(iter(table.values()))["runs"])
-        several = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-        lines += [
-            f"{name}, about {result['passes']:,} image passes, {several}:", "",
-            "| | R@1 | MAP@R | image passes | forward passes of mining | triplets | seconds |",
-            "|---|---|---|---|---|---|---|",
-        ]  # fmt: skip
-        for key, row in table.items():
-            what = "in-batch, given mining's passes too" if key == "online-counted" else row["recipe"]
-            spread = [f" ± {row[m][1]:.3f}" if seeds > 1 else "" for m in ("recall_at_1", "map_at_r")]
-            shown = [f"{row[m][0]:.3f}{s}" for m, s in zip(("recall_at_1", "map_at_r"), spread, strict=True)]
-            shown += [f"{row[m][0]:,.0f}" if row[m][0] else "" for m in ("passes", "mined", "triplets", "seconds")]
-            lines.append(f"| {what} | " + " | ".join(shown) + " |")
-        lines.append("")
-    return [*lines, *bounds(result), "", "![MAP@R over image passes](quality.png)", "", provenance(result)]
-
-
 def peers(result: dict[str, Any]) -> list[str]:
     lines = []
     for name, table in result["tables"].items():
@@ -79,7 +59,7 @@ def encoders(result: dict[str, Any]) -> list[str]:
 def main() -> int:
     DOCS.mkdir(parents=True, exist_ok=True)
     lines = [BEGIN]
-    for name, section in (("quality", quality), ("peers", peers), ("encoders", encoders)):
+    for name, section in (("peers", peers), ("encoders", encoders)):
         new = HERE / "results" / f"{name}.json"
         if new.exists():
             shutil.copyfile(new, DOCS / new.name)

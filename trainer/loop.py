@@ -244,7 +244,7 @@ class Training:
         shaped_by = [*digests, options, schedule, self.replicas, network.extras]
         arrays = {"memory": self.memory.embedding} if self.memory else {}
         self.state = Resumable(
-            state_path(round), shaped_by, network.model, optimizer, Progress(), save_seconds, **arrays
+            state_path(round), shaped_by, network.model, optimizer, Progress(), save_seconds, arrays=arrays
         )
         self.steps_before = self._steps_before()
 

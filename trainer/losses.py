@@ -1,8 +1,8 @@
 """Losses on L2-normalised embeddings, for `model.compile` and for the trainer's own step.
 
-Of triplets, of a batch against a memory, of in-batch triplets. Distances are squared Euclidean, as in mining. A batch
-without triplets, pairs or positives has loss 0. A loss for `trainer.train --loss` goes
-into LOSSES and into `TrainOptions.loss`.
+Of triplets, of a batch against a memory, of a batch against itself. Distances are squared Euclidean, as in mining. A
+batch without triplets, pairs or positives has loss 0. A loss for `trainer.train --loss` goes into LOSSES and into
+`TrainOptions.loss`; one for `trainer.warmup --loss` into IN_BATCH and into `WarmupOptions.loss`.
 """
 
 from typing import Any
@@ -112,15 +112,18 @@ def memory_loss(
       memory_positive, memory_negative: bool [r, n]; batch_positive: bool [r, r].
     """
     embeddings = ops.cast(embeddings, "float32")
-    to_memory = ops.matmul(embeddings, ops.transpose(memory)) / temperature
-    in_batch = ops.matmul(embeddings, ops.transpose(embeddings)) / temperature
-    negatives = ops.logsumexp(ops.where(memory_negative, to_memory, -1e9), axis=1, keepdims=True)
-    total, count = 0.0, 0.0
-    for similarity, positive in ((to_memory, memory_positive), (in_batch, batch_positive)):
-        weight = ops.cast(positive, "float32")
-        total += ops.sum(ops.softplus(negatives - similarity) * weight, axis=1)
-        count += ops.sum(weight, axis=1)
-    counted = ops.logical_and(ops.any(memory_negative, axis=1), count > 0)
+    similarity = ops.matmul(embeddings, ops.transpose(ops.concatenate([embeddings, memory])))
+    positive = ops.concatenate([batch_positive, memory_positive], axis=1)
+    negative = ops.concatenate([ops.zeros_like(batch_positive), memory_negative], axis=1)
+    return _tuplet_loss(similarity / temperature, positive, negative)
+
+
+def _tuplet_loss(similarity: Any, positive: Any, negative: Any) -> Any:
+    """similarity: float32 [r, m], over the temperature; positive, negative: bool [r, m]."""
+    weight = ops.cast(positive, "float32")
+    negatives = ops.logsumexp(ops.where(negative, similarity, -1e9), axis=1, keepdims=True)
+    total, count = ops.sum(ops.softplus(negatives - similarity) * weight, axis=1), ops.sum(weight, axis=1)
+    counted = ops.logical_and(ops.any(negative, axis=1), count > 0)
     return mean_or_zero(ops.divide_no_nan(total, count), ops.cast(counted, "float32"))
 
 
@@ -163,7 +166,12 @@ class MemoryLoss(keras.losses.Loss):
         )  # fmt: skip
 
 
-def triplet_semihard_loss(labels: Any, embeddings: Any, margin: float = 1.0) -> Any:
+# ---- In-batch: of labels and embeddings alone. ----
+
+
+def triplet_semihard_loss(
+    labels: Any, embeddings: Any, margin: float = 1.0, memory: Any = None, memory_labels: Any = None
+) -> Any:
     """In-batch semi-hard triplet loss, with the meaning of TensorFlow Addons' `triplet_semihard_loss`.
 
     For each ordered pair of a label, the negative is the nearest row of another label with d_an > d_ap, else
@@ -171,27 +179,75 @@ def triplet_semihard_loss(labels: Any, embeddings: Any, margin: float = 1.0) -> 
 
     Args:
       labels: int [n]. embeddings: float32 [n, dim], L2-normalised.
+      memory: float32 [m, dim], further rows that negatives are picked among; no gradient goes there.
+      memory_labels: int [m], -1 where the memory is empty.
     Returns:
-      A float32 scalar. Memory O(n^2): each row's negatives are sorted once, and each of its positives finds its
+      A float32 scalar. Memory O(n * (n + m)): each row's negatives are sorted once, and each of its positives finds its
       place among them.
     """
-    embeddings, n = ops.cast(embeddings, "float32"), ops.shape(embeddings)[0]
-    distance = ops.maximum(0.0, 2.0 - 2.0 * ops.matmul(embeddings, ops.transpose(embeddings)))
-    same = labels[:, None] == labels[None, :]
-    pair = ops.logical_and(same, ops.logical_not(ops.eye(n, dtype="bool")))
+    similarity, _, negative = _compared(labels, embeddings, memory, memory_labels)
+    distance, n = ops.maximum(0.0, 2.0 - 2.0 * similarity), ops.shape(embeddings)[0]
+    of_batch = distance[:, :n]
+    pair = ops.logical_and(labels[:, None] == labels[None, :], ops.logical_not(ops.eye(n, dtype="bool")))
     far = 8.0  # more than any distance: where a row has no such negative
-    ascending = ops.sort(ops.where(same, far, distance), axis=1)  # [n, n], each row's negatives first
+    ascending = ops.sort(ops.where(negative, distance, far), axis=1)  # each row's negatives first
 
     def first_beyond(row: Any) -> Any:
         negatives, distances = row
         return ops.cast(ops.searchsorted(negatives, distances, side="right"), "int32")
 
-    beyond = ops.vectorized_map(first_beyond, (ascending, distance))  # [n, n], the first negative farther than each row
-    nearest = ops.take_along_axis(ascending, ops.minimum(beyond, n - 1), axis=1)
-    farthest = ops.max(ops.where(same, -1.0, distance), axis=1, keepdims=True)
-    chosen = ops.where(ops.logical_and(beyond < n, nearest < far), nearest, farthest)
-    has_negative = ops.cast(ops.logical_not(ops.all(same, axis=1, keepdims=True)), "float32")
-    return mean_or_zero(ops.maximum(0.0, margin + distance - chosen) * has_negative, ops.cast(pair, "float32"))
+    beyond = ops.vectorized_map(first_beyond, (ascending, of_batch))  # [n, n], the first negative farther than each row
+    count = ops.shape(ascending)[1]
+    nearest = ops.take_along_axis(ascending, ops.minimum(beyond, count - 1), axis=1)
+    farthest = ops.max(ops.where(negative, distance, -1.0), axis=1, keepdims=True)
+    chosen = ops.where(ops.logical_and(beyond < count, nearest < far), nearest, farthest)
+    has_negative = ops.cast(ops.any(negative, axis=1, keepdims=True), "float32")
+    return mean_or_zero(ops.maximum(0.0, margin + of_batch - chosen) * has_negative, ops.cast(pair, "float32"))
+
+
+def triplet_hard_loss(
+    labels: Any, embeddings: Any, margin: float = 1.0, memory: Any = None, memory_labels: Any = None
+) -> Any:
+    """Batch-hard: the mean of max(0, margin + d_ap - d_an) of each row's farthest positive and nearest negative.
+
+    Hermans, Beyer and Leibe, In Defense of the Triplet Loss for Person Re-Identification, equation 5
+    (https://arxiv.org/abs/1703.07737). Over the rows that have both. Arguments as of `triplet_semihard_loss`; a memory
+    has positives too.
+    """
+    similarity, positive, negative = _compared(labels, embeddings, memory, memory_labels)
+    distance = ops.maximum(0.0, 2.0 - 2.0 * similarity)
+    farthest = ops.max(ops.where(positive, distance, -1.0), axis=1)
+    nearest = ops.min(ops.where(negative, distance, 8.0), axis=1)
+    counted = ops.cast(ops.logical_and(ops.any(positive, axis=1), ops.any(negative, axis=1)), "float32")
+    return mean_or_zero(ops.maximum(0.0, margin + farthest - nearest), counted)
+
+
+def npair_loss(
+    labels: Any, embeddings: Any, temperature: float = MEMORY_TEMPERATURE, memory: Any = None, memory_labels: Any = None
+) -> Any:
+    """For a row and each of its positives, log(1 + sum over its negatives of exp((a.n - a.p) / t)): see `memory_loss`.
+
+    Arguments as of `triplet_semihard_loss`; a memory has positives too. Positives do not push one another away, as they
+    do where a loss of a softmax has them in its denominator (https://arxiv.org/abs/2004.11362, equation 2).
+    """
+    similarity, positive, negative = _compared(labels, embeddings, memory, memory_labels)
+    return _tuplet_loss(similarity / temperature, positive, negative)
+
+
+IN_BATCH = {"semi-hard": triplet_semihard_loss, "batch-hard": triplet_hard_loss, "n-pair": npair_loss}
+
+
+def _compared(labels: Any, embeddings: Any, memory: Any, memory_labels: Any) -> tuple[Any, Any, Any]:
+    """Similarities of a batch's rows with its own and the memory's, float32 [n, n + m]; positives; negatives."""
+    embeddings, n = ops.cast(embeddings, "float32"), ops.shape(embeddings)[0]
+    others, of_others = embeddings, labels
+    if memory is not None:
+        others, of_others = ops.concatenate([embeddings, memory]), ops.concatenate([labels, memory_labels])
+    same = labels[:, None] == of_others[None, :]
+    itself = ops.arange(n)[:, None] == ops.arange(ops.shape(of_others)[0])[None, :]
+    negative = ops.logical_and(ops.logical_not(same), of_others[None, :] >= 0)
+    similarity = ops.matmul(embeddings, ops.transpose(others))
+    return similarity, ops.logical_and(same, ops.logical_not(itself)), negative
 
 
 @keras.saving.register_keras_serializable("triplet_miner")

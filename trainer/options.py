@@ -53,8 +53,16 @@ class WarmupOptions:
     """of batch_rows images (as many as --epochs over the train split have)"""
     epochs: int = 1
     """passes over the train split"""
+    loss: Literal["semi-hard", "batch-hard", "n-pair"] = "semi-hard"
+    """triplets with each pair's nearest negative beyond the positive, or with a row's hardest; or a softmax"""
     margin: float = 0.2
     """of the in-batch triplets"""
+    temperature: float = 0.07
+    """of n-pair: of cosines"""
+    memory_rows: int = 0
+    """embeddings of past batches that each image is also compared with (cross-batch memory)"""
+    memory_start: float = 0.25
+    """share of the steps before the memory is used: embeddings change too fast at first"""
     batch_rows: int = 128
     """images a batch: P classes x 4 rows"""
     learning_rate: float = 3e-3
@@ -63,9 +71,15 @@ class WarmupOptions:
     """of weights and batches"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "margin", "batch_rows", "learning_rate"):
+        for name in ("steps", "epochs", "margin", "temperature", "batch_rows", "learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0; found {getattr(self, name)}")
+        if self.memory_rows and self.memory_rows < self.batch_rows:
+            raise InputError(
+                f"memory_rows must be 0, or batch_rows ({self.batch_rows}) or more; found {self.memory_rows}"
+            )
+        if not 0 <= self.memory_start < 1:
+            raise InputError(f"memory_start must be in [0, 1); found {self.memory_start}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ tf.train.Checkpoint writes several files, and not to fsspec's stores.
 
 import time
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,18 @@ def restore_optimizer(optimizer: Any, model: keras.Model, path: Path, digest: st
 
 
 class Resumable:
-    """A run's state on disk: every variable of model and optimizer, arrays that change, and `progress`.
+    """A run's state on disk: every variable of model and optimizer, others and arrays that change, and `progress`.
 
     key: everything that shapes the run, for JSON; a state with another key is left aside. progress: a dataclass for
-    JSON. seconds: between two saves, at the least. arrays: by name.
+    JSON. seconds: between two saves, at the least. more: variables. arrays: by name.
     """
 
     def __init__(
         self, path: Path, key: Any, model: keras.Model, optimizer: Any, progress: Any, seconds: float = SAVE_SECONDS,
-        **arrays: np.ndarray,
+        more: Sequence[Any] = (), arrays: Mapping[str, np.ndarray] | None = None,
     ):  # fmt: skip
-        self.path, self.model, self.optimizer, self.progress, self.arrays = path, model, optimizer, progress, arrays
+        self.path, self.model, self.optimizer, self.progress = path, model, optimizer, progress
+        self.more, self.arrays = more, arrays or {}
         self.key = sha256_of_json([FORMAT, key])
         self.seconds, self._saved, self._pause = seconds, time.monotonic(), seconds
 
@@ -82,6 +84,7 @@ class Resumable:
         _assign(self.model.variables, values, "model")
         self.optimizer.build(self.model.trainable_variables)
         _assign(self.optimizer.variables, values, "optimizer")
+        _assign(self.more, values, "more")
         self.progress = msgspec.json.decode(str(values["progress"]), type=type(self.progress))
         for name, array in self.arrays.items():
             array[...] = values[name]
@@ -90,6 +93,7 @@ class Resumable:
     def save(self) -> None:
         started = time.monotonic()
         variables = _named("model", self.model.variables) | _named("optimizer", self.optimizer.variables)
+        variables |= _named("more", self.more)
         progress = np.array(msgspec.json.encode(self.progress).decode())
         storage.save_arrays(self.path, key=np.array(self.key), progress=progress, **variables, **self.arrays)
         self._saved = time.monotonic()

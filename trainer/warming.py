@@ -1,4 +1,4 @@
-"""In-batch training before anything is mined: round 0's checkpoint on semi-hard triplets among each batch."""
+"""In-batch training before anything is mined: round 0's checkpoint on what each batch has."""
 
 import math
 import time
@@ -26,6 +26,7 @@ from trainer.batches import class_batches, usable_classes
 from trainer.first import first_network
 from trainer.loop import decayed, device_name
 from trainer.options import InitOptions, WarmupOptions
+from trainer.past import PastRows
 from trainer.state import SAVE_SECONDS, Resumable, save_optimizer
 
 ROWS_A_CLASS = 4
@@ -71,6 +72,37 @@ class WarmedUp:
         return f"{what}\n  {self.path}   next: python -m pipeline.mine --run_dir {self.run_dir}"
 
 
+class Stepper:
+    """Updates the model from one batch; with a memory, fills it from `memory_start` on and compares with it."""
+
+    def __init__(self, model: keras.Model, optimizer: Any, options: WarmupOptions, past: PastRows | None, spec: Any):
+        loss_of = losses.IN_BATCH[options.loss]
+        of_loss = {"temperature": options.temperature} if options.loss == "n-pair" else {"margin": options.margin}
+
+        # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
+        def traced(past: PastRows | None) -> Any:
+            @tf.function(input_signature=spec, autograph=False)
+            def step(inputs: Any, labels: Any) -> Any:
+                memory = {"memory": past.embedding, "memory_labels": past.label} if past else {}
+                with tf.GradientTape() as tape:
+                    embeddings = model(inputs, training=True)
+                    loss = loss_of(labels, embeddings, **of_loss, **memory)
+                gradients = tape.gradient(loss, model.trainable_variables)
+                optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+                if past:
+                    past.push(embeddings, labels)
+                return loss
+
+            return step
+
+        self._first, self._start = traced(None), options.memory_start
+        self._later = traced(past) if past else self._first
+
+    def __call__(self, done: float, inputs: Any, labels: Any) -> Any:
+        """The loss. done: share of the steps."""
+        return (self._first if done < self._start else self._later)(inputs, labels)
+
+
 def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SECONDS) -> WarmedUp:
     """Trains round 0's checkpoint, or a new network if there is none.
 
@@ -97,7 +129,9 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
     steps = options.steps or options.epochs * math.ceil(split.rows / (ROWS_A_CLASS * classes))
     optimizer = keras.optimizers.Adam(options.learning_rate)
     key = [corpus.fingerprint, options, digest]
-    state = Resumable(unfinished, key, model, optimizer, Progress(), save_seconds)
+    past = PastRows(options.memory_rows, Embedder(network, corpus.feature).dim) if options.memory_rows else None
+    remembered = past.variables if past else ()
+    state = Resumable(unfinished, key, model, optimizer, Progress(), save_seconds, remembered)
     resumed = state.restore()
     progress = state.progress
 
@@ -106,15 +140,7 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
         first_step=len(progress.losses),
     )  # fmt: skip
 
-    # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
-    @tf.function(input_signature=batches.element_spec, autograph=False)
-    def step(inputs: Any, labels: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = losses.triplet_semihard_loss(labels, model(inputs, training=True), options.margin)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss
-
+    step = Stepper(model, optimizer, options, past, batches.element_spec)
     started = time.time() - progress.seconds
     stage = Stage(name="warm-up", unit="steps", total=steps, done=lambda: len(progress.losses))
     with live(stage), postponed_stop(state.save) as stop_if_asked:
@@ -123,7 +149,7 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
             log.info("goes on at step %d", len(progress.losses))
         for batch in batches:
             optimizer.learning_rate = decayed(options.learning_rate, len(progress.losses) / steps)
-            loss = float(step(*batch))
+            loss = float(step(len(progress.losses) / steps, *batch))
             if not math.isfinite(loss):  # not later: JSON has no NaN, and the state is JSON
                 state.forget()
                 raise InputError(

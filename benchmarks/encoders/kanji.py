@@ -34,8 +34,8 @@ FAMILIES = {
     "fonts-wqy-zenhei": ["wqy-zenhei.ttc"],
     "fonts-yozvox-yozfont-new-kana": ["YOzRN_.ttf"],
 }
-SIDE = 64  # of an image
-SIZE = 56  # of a character in it
+SIDE = 64  # of an image, unless told otherwise
+CHARACTER = 7 / 8  # of it: the size of a character
 NO_CHARACTER = "\U0010ffff"  # what a font draws of it, it draws of each character that it lacks
 
 
@@ -50,24 +50,24 @@ def characters() -> list[str]:
     return found
 
 
-def draw(font: ImageFont.FreeTypeFont, character: str, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [SIDE, SIDE], 255 where there is no ink."""
-    wide = Image.new("L", (2 * SIDE, 2 * SIDE), 255)  # its margin turns into the image, not black
-    ImageDraw.Draw(wide).text((SIDE, SIDE), character, fill=0, font=font, anchor="mm")
+def draw(font: ImageFont.FreeTypeFont, character: str, rng: np.random.Generator, side: int) -> np.ndarray:
+    """uint8 [side, side], 255 where there is no ink."""
+    wide = Image.new("L", (2 * side, 2 * side), 255)  # its margin turns into the image, not black
+    ImageDraw.Draw(wide).text((side, side), character, fill=0, font=font, anchor="mm")
     scale, angle = rng.uniform(0.85, 1.1), np.deg2rad(rng.uniform(-8, 8))
-    shift = rng.uniform(-0.06 * SIDE, 0.06 * SIDE, 2)
+    shift = rng.uniform(-0.06 * side, 0.06 * side, 2)
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
-    middle = SIDE / 2 + shift
-    start = SIDE - np.array([[cos, sin], [-sin, cos]]) @ middle
+    middle = side / 2 + shift
+    start = side - np.array([[cos, sin], [-sin, cos]]) @ middle
     turned = wide.transform(
-        (SIDE, SIDE), Image.Transform.AFFINE, (cos, sin, start[0], -sin, cos, start[1]), Image.Resampling.BICUBIC
+        (side, side), Image.Transform.AFFINE, (cos, sin, start[0], -sin, cos, start[1]), Image.Resampling.BICUBIC
     )
-    noisy = np.asarray(turned, np.float32) + rng.normal(0, 12, (SIDE, SIDE))
+    noisy = np.asarray(turned, np.float32) + rng.normal(0, 12, (side, side))
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def write(fonts: Path, target: Path, classes: int, seed: int) -> None:
-    """Draws `classes` of the kanji. target: an .npz of images uint8 [n, SIDE, SIDE], labels and ids.
+def write(fonts: Path, target: Path, classes: int, seed: int, side: int = SIDE) -> None:
+    """Draws `classes` of the kanji. target: an .npz of images uint8 [n, side, side], labels and ids.
 
     Raises:
       FileNotFoundError: if a font of FAMILIES is not somewhere below `fonts`.
@@ -81,12 +81,12 @@ def write(fonts: Path, target: Path, classes: int, seed: int) -> None:
     chosen = [every[n] for n in np.sort(np.random.default_rng(seed).choice(len(every), classes, replace=False))]
     images, labels, ids = [], [], []
     for number, name in enumerate(names):
-        font = ImageFont.truetype(there[name], SIZE)
+        font = ImageFont.truetype(there[name], int(CHARACTER * side))
         none = bytes(font.getmask(NO_CHARACTER))
         for character in chosen:
             mask = font.getmask(character)
             if mask.getbbox() and bytes(mask) != none:
-                images.append(draw(font, character, np.random.default_rng([seed, number, ord(character)])))
+                images.append(draw(font, character, np.random.default_rng([seed, number, ord(character)]), side))
                 labels.append(character)
                 ids.append(f"{character}/{name}")
     np.savez(target, images=np.stack(images), labels=np.array(labels), ids=np.array(ids))

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,20 @@ def test_stopped_and_started_again_it_ends_at_the_same_weights(small_run, tmp_pa
         assert unfinished.exists()
     warm_up(small_run, options)
     assert outcome(small_run) == outcome(whole) and not unfinished.exists()
+
+
+@pytest.mark.parametrize("loss", ["semi-hard", "batch-hard", "n-pair"])
+def test_with_a_memory_it_learns_otherwise_and_goes_on_where_it_was(small_run, tmp_path, loss):
+    """Stopped before the memory is used, and after."""
+    options = WarmupOptions(steps=6, loss=loss, memory_rows=200, memory_start=0.4)
+    without, whole = copied(small_run, tmp_path / "without"), copied(small_run, tmp_path / "whole")
+    warm_up(without, replace(options, memory_rows=0))
+    warm_up(whole, options)
+    for step in range(5):
+        with pytest.raises(KeyboardInterrupt), ctrl_c_at(f"goes on at step {step}" if step else "warm-up on"):
+            warm_up(small_run, options)
+    warm_up(small_run, options)
+    assert outcome(small_run) == outcome(whole) != outcome(without)
 
 
 def test_a_collapse_is_said(small_run, capsys):

@@ -6,7 +6,8 @@ import numpy as np
 import oracle
 import pytest
 
-from benchmarks import peers, publish, quality, selection
+from benchmarks import peers, publish, selection
+from benchmarks.quality import arms, cells, controls, page, tuning
 from benchmarks.runs import IN_PROCESS
 from benchmarks.table import Row
 from pipeline.corpus.corpus import Corpus
@@ -62,7 +63,7 @@ def test_triplets_are_judged_by_the_definitions():
 def test_the_control_has_no_corpus_triplets_and_trains(fresh_run, even):
     recipe = read_recipe("best")
     before = mine(fresh_run, recipe.mining, recipe.packing, IN_PROCESS)
-    quality.random_packs(fresh_run, 0, seed=0, even=even)
+    controls.random_packs(fresh_run, 0, seed=0, even=even)
     after = open_triplets(Run(fresh_run).round(0), Corpus.open(fresh_run))
     assert abs(after.rows - before.rows) <= 32 and after.triplet_digest != before.triplet_digest
     found = list(read_packs(fresh_run))
@@ -79,6 +80,83 @@ def test_the_control_has_no_corpus_triplets_and_trains(fresh_run, even):
     assert train_newest(fresh_run, recipe.train).metrics
 
 
+def found(arm, map_at_r, *, settings=None, split=3, budget=1.0, on="eval", warmup=None, corpus="omniglot"):
+    cell = cells.Cell(
+        corpus=corpus, arm=arm, budget=budget, split=split, settings=settings or {}, warmup=warmup, on=on
+    )
+    return cells.Found(
+        cell=cell, map_at_r=map_at_r, recall_at_1=0.5, passes=1, forwarded=0, cost=1.0, seconds=1.0, cpu_seconds=1.0,
+        peak_mb=1.0, code="", date="", machine="",
+    )  # fmt: skip
+
+
+def test_tuning_descends_one_setting_after_the_other_and_ours_after_in_batch():
+    """What is wanted next is measured with a made-up score that knows the best of each setting."""
+    best = {
+        "learning_rate": 0.01, "margin": 0.5, "batch_rows": 64, "warmup": 0.25, "rounds": 2, "memory_rows": 2000,
+    }  # fmt: skip
+    for arm, needs in (("semi-hard", ["semi-hard"]), ("packs-even", ["semi-hard", "packs"])):
+        kept, seen = {}, []
+        while (answer := tuning.settle("omniglot", arm, kept))[0] is None:
+            assert answer[1]
+            for cell in answer[1]:
+                assert (cell.on, cell.split) == ("validation", tuning.SPLIT)
+                score = sum(best[name] == value for name, value in cell.settings.items())
+                one = found(
+                    cell.arm, score, settings=cell.settings, split=cell.split, on=cell.on, warmup=cell.warmup
+                )
+                assert one.cell == cell
+                kept[one.cell.key()] = one
+                seen.append(cell.arm)
+        chosen = answer[0]
+        assert chosen == {name: best[name] for name in chosen} and list(dict.fromkeys(seen)) == needs
+        rates = 2  # beside the first
+        assert all(seen.count(name) == arms.tried(arms.ARMS[name].grid) + rates for name in needs)
+
+
+def test_no_opponent_is_tuned_less_than_ours():
+    ours = max(arms.tried(arm.grid) for arm in arms.OURS.values())
+    assert min(arms.tried(arm.grid) for arm in arms.OPPONENTS.values()) >= ours
+
+
+def test_mining_is_paid_for_out_of_the_budget():
+    arm = arms.OURS["packs"]
+    warmup, of_round = arm.split({"rounds": 2, "warmup": 0.25}, budget=30_000, rows=9000)
+    assert warmup + 2 * of_round + 2 * 9000 * arms.FORWARD == pytest.approx(30_000) and warmup == pytest.approx(6000)
+    assert arms.OPPONENTS["large"].options({"batch_rows": 512}, 30_000).steps == 59
+
+
+def test_a_cell_is_run_once_and_kept(fresh_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "STORED", tmp_path / "stored")
+    options = {"learning_rate": 0.001, "margin": 1.0}
+    mine_too = options | {"rounds": 1, "warmup": 0.5, "memory_rows": 100}
+    for arm, settings, warmup in (("batch-hard", options, None), ("packs", mine_too, options)):
+        cell = cells.Cell(corpus="digits", arm=arm, budget=1.0, split=1, settings=settings, warmup=warmup)
+        assert cells.missing([cell]) == [cell]
+        one = cells.run(cell, fresh_run)
+        rows = Corpus.open(fresh_run).split("train").rows
+        assert one.forwarded == (rows if arm == "packs" else 0) and abs(one.cost - rows) < 200
+        cells.keep(one)
+        assert cells.missing([cell]) == [] and cells.stored("digits")[cell.key()] == one
+    assert not Run(fresh_run).round(0).manifest.exists()
+
+
+def test_the_page_compares_with_the_best_opponent_split_by_split(tmp_path, monkeypatch):
+    kept = [found("n-pair", 0.5 + split / 100, split=split) for split in (3, 4, 5)]
+    kept += [found("semi-hard", 0.4, split=split) for split in (3, 4, 5)]
+    kept += [found("packs", 0.6, split=split) for split in (3, 4)] + [found("n-pair", 0.9, on="validation", split=0)]
+    kept = {one.cell.key(): one for one in kept}
+    assert page.best_opponent(kept, 1.0) == "n-pair" and page.best_opponent(kept, 3.0) is None
+    assert page.gain(kept, "packs", "n-pair", 1.0) == pytest.approx([0.07, 0.06])
+    assert page.deviation(kept, "n-pair", 1.0) == pytest.approx(0.01)
+    text = tmp_path / "page.md"
+    text.write_text(f"before {page.BEGIN} old {page.END} after")
+    monkeypatch.setattr(page, "PAGE", text)
+    page.write({"omniglot": kept}, [1.0, 3.0])
+    assert "| in-batch, N-pair | **0.540 ± 0.010** | 0.500 |" in text.read_text() and "old" not in text.read_text()
+    assert text.read_text().endswith(" after")
+
+
 def test_the_published_section_is_made_of_the_json(tmp_path, monkeypatch):
     page = tmp_path / "benchmarks.md"
     page.write_text(f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n")
@@ -88,13 +166,13 @@ def test_the_published_section_is_made_of_the_json(tmp_path, monkeypatch):
         monkeypatch.setattr(publish, name, value)
     row = {"what": "MAP@R, a minus b", "value": 0.0123, "bound": 0.02, "note": "", "at_least": True, "verdict": "SHORT"}
     result = {
-        "rows": [row], "tables": {}, "passes": 1, "date": "2026-01-02", "cores": 2, "machine": "machine",
+        "rows": [row], "date": "2026-01-02", "cores": 2, "machine": "machine",
         "versions": {"numpy": "1"},
     }  # fmt: skip
-    (tmp_path / "results" / "quality.json").write_text(json.dumps(result))
+    (tmp_path / "results" / "encoders.json").write_text(json.dumps(result))
     assert publish.main() == 0
     text = page.read_text()
     assert "| MAP@R, a minus b | +0.012 | >= 0.02 | SHORT |" in text and "old" not in text
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "2026-01-02, 2 cores" in text
-    assert (docs / "quality.json").exists()
+    assert (docs / "encoders.json").exists()
     assert publish.main() == 0 and page.read_text() == text

@@ -120,6 +120,43 @@ def test_semihard_loss_equals_loops(classes, margin):
     assert np.isfinite(tape.gradient(loss, x).numpy()).all()
 
 
+def in_batch_by_loops(name, label, embeddings, of_memory, memory, margin=0.3, temperature=0.1):
+    """In float64, a row at a time; of_memory: -1 is an empty place."""
+    every, labels = np.concatenate([embeddings, memory]).astype(float), np.concatenate([label, of_memory])
+    found = []
+    for a in range(len(label)):
+        d = ((every - every[a]) ** 2).sum(axis=1)
+        positive = [p for p in np.flatnonzero(labels == label[a]) if p != a]
+        negative = np.flatnonzero((labels != label[a]) & (labels >= 0))
+        if name == "semi-hard":
+            for p in (p for p in positive if p < len(label)):
+                beyond = d[negative][d[negative] > d[p]]
+                found.append(max(0, margin + d[p] - (beyond.min() if len(beyond) else d[negative].max())))
+        elif positive and name == "batch-hard":
+            found.append(max(0, margin + d[positive].max() - d[negative].min()))
+        elif positive:
+            towards, against = (1 - d / 2) / temperature, (1 - d[negative] / 2) / temperature
+            found.append(np.mean([np.log1p(np.exp(against - towards[p]).sum()) for p in positive]))
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("places", [0, 50])
+@pytest.mark.parametrize("name", losses.IN_BATCH)
+def test_in_batch_losses_equal_loops_with_a_memory_too(name, places):
+    rng = np.random.default_rng(5)
+    label, embeddings = rng.integers(0, 6, 24), unit(rng, 24, 4)
+    of_memory, memory = rng.integers(-1, 8, places), unit(rng, 50, 4)[:places]
+    options = {"temperature": 0.1} if name == "n-pair" else {"margin": 0.3}
+    x = tf.Variable(embeddings)
+    with tf.GradientTape() as tape:
+        further = {"memory": tf.constant(memory), "memory_labels": tf.constant(of_memory)} if places else {}
+        loss = losses.IN_BATCH[name](tf.constant(label), x, **options, **further)
+    assert abs(float(loss) - in_batch_by_loops(name, label, embeddings, of_memory, memory)) < 1e-5
+    assert np.isfinite(tape.gradient(loss, x).numpy()).all()
+    alone = losses.IN_BATCH[name](tf.constant([0, 0, 0]), x[:3], **options)  # no negative at all
+    assert float(alone) == 0
+
+
 def test_semihard_loss_holds_no_cube():
     """Batch 200: no tensor of its graph, or of its gradient's, has more than a few squares of numbers."""
 

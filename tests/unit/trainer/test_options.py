@@ -15,6 +15,8 @@ from trainer.recipe import read_recipe
     [
         (WarmupOptions, {"steps": 0}), (WarmupOptions, {"epochs": 0}), (WarmupOptions, {"margin": 0.0}),
         (WarmupOptions, {"batch_rows": -1}), (WarmupOptions, {"learning_rate": -1.0}),
+        (WarmupOptions, {"temperature": 0.0}), (WarmupOptions, {"memory_rows": 127}),
+        (WarmupOptions, {"memory_start": 1.0}),
         (TrainOptions, {"epochs": 0}), (TrainOptions, {"batch_rows": 0}), (TrainOptions, {"learning_rate": 0.0}),
         (TrainOptions, {"memory_rows": -1}), (TrainOptions, {"min_active": 1.0}),
     ],

