@@ -104,14 +104,14 @@ class Corpora:
 
     name: str
     make: Callable[[Sources, Path, Path, int], None]
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (3e-3, 1e-3, 1e-2, 3e-4)
 
 
 CORPORA = {
     "omniglot": Corpora(name="Omniglot, two small sets with turns", make=omniglot),
     "cities": Corpora(name="city names across scripts", make=city_names),
     "kanji": Corpora(name="kanji in 24 fonts", make=kanji_in_fonts),
-    "banking77": Corpora(name="BANKING77 with MiniLM", make=intents, rates=(5e-5, 2e-5, 2e-4)),
+    "banking77": Corpora(name="BANKING77 with MiniLM", make=intents, rates=(5e-5, 2e-5, 2e-4, 1e-5)),
     "fashion-mnist": Corpora(name="Fashion-MNIST", make=fashion_mnist),
 }
 

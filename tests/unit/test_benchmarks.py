@@ -110,7 +110,7 @@ def test_tuning_descends_one_setting_after_the_other_and_ours_after_in_batch():
                 seen.append(cell.arm)
         chosen = answer[0]
         assert chosen == {name: best[name] for name in chosen} and list(dict.fromkeys(seen)) == needs
-        rates = 2  # beside the first
+        rates = 3  # beside the first
         assert all(seen.count(name) == arms.tried(arms.ARMS[name].grid) + rates for name in needs)
 
 
