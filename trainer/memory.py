@@ -32,7 +32,7 @@ class Memory:
     def __init__(self, store: EmbeddingStore, most: int, seed: int):
         self.split, self.seed, self.count = store.split, seed, min(most, store.split.rows)
         for shard in range(len(store.split.shards)):
-            if store.made_on(shard) is None:
+            if not store.has(shard):
                 path = store.path(shard)
                 what = "is not what was mined with" if path.exists() else "is missing"
                 raise InputError(

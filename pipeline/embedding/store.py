@@ -50,6 +50,9 @@ class EmbeddingStore:
         checksum, _, kind = note.read_text().partition(" ")
         return kind if checksum == storage.sha256_of(path) else None
 
+    def has(self, shard: int) -> bool:
+        return self.made_on(shard) is not None
+
     def machines(self) -> list[str]:
         """All kinds of machine that the embeddings are from; of very many shards, of 4,096."""
         shards = np.unique(np.linspace(0, len(self.split.shards) - 1, MEAN_ROWS).astype(np.int64))
