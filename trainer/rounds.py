@@ -159,8 +159,8 @@ class Rounds:
         """The plan on disk, made or lengthened if need be."""
         if patience and not self.validates:
             raise InputError(
-                f"--patience {patience}: {self._unmeasured}, so no round tells of a gain. Leave --patience out, or ingest "
-                f"with a larger --validation_share into a new --run_dir."
+                f"--patience {patience}: {self._unmeasured}, so no round tells of a gain. Leave --patience out, or "
+                f"ingest with a larger --validation_share into a new --run_dir."
             )
         plan = manifests.read_if_there(self.run.plan, Plan) or Plan(stretches=[])
         first = self._trained()

@@ -142,6 +142,46 @@ def test_a_signal_ends_a_command_whatever_beam_is_at(tmp_path, number, options):
         time.sleep(0.1)
 
 
+# For minutes in one call of C, as a long step or compile is: no handler of Python's runs meanwhile.
+BUSY = """
+import hashlib, sys, time
+from pipeline.process import commands
+def busy(): hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+def main(argv):
+    print("begun", flush=True)
+    if argv[0] == "computes":
+        busy()
+    with commands.postponed_stop(busy if argv[0] == "saves" else lambda: time.sleep(2)) as stop_if_asked:
+        while True:
+            time.sleep(.01)
+            stop_if_asked()
+commands.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "signals", "least", "most"),
+    [
+        ("computes", [0], 5, 10), ("computes", [0, 1.5], 1.5, 3), ("saves", [0], 5, 10), ("saves", [0, 1.5], 1.5, 3),
+        ("saves soon", [0, 0.01], 2, 4),  # `timeout` sends its signal twice: it is one
+    ],
+)  # fmt: skip
+def test_a_signal_ends_what_no_handler_can_within_ten_seconds_and_a_second_one_at_once(at, signals, least, most):
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY, at], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.2)
+    begun = time.monotonic()
+    for later in signals:
+        time.sleep(max(0.0, begun + later - time.monotonic()))
+        process.terminate()
+    assert process.wait(10) == -signal.SIGTERM
+    assert least <= time.monotonic() - begun < most
+    long = "" if at == "saves soon" else " in the middle of something long"
+    assert f"stopped by SIGTERM{long}; what was finished is kept" in process.stderr.read()
+
+
 def test_a_miner_that_is_stopped_goes_on_to_the_same_triplets(small_run, small_mined):
     """While it runs a second one is refused and named the first; and its lock is free when it is gone."""
     process = subprocess.Popen(
