@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import copied
 
@@ -140,6 +141,27 @@ def test_a_signal_ends_a_command_whatever_beam_is_at(tmp_path, number, options):
     while subprocess.run(["ps", "-s", str(process.pid), "-o", "pid="], capture_output=True, text=True).stdout.strip():
         assert time.monotonic() < deadline, "its workers live on"
         time.sleep(0.1)
+
+
+def test_a_worker_that_is_killed_is_named_as_a_lack_of_memory(tmp_path):
+    """Beam itself would wait for it forever."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(tmp_path / "begun"), *WORKERS], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    next(worker for worker in started if "sdk_worker_main" in worker.cmdline()[-1] and worker.name() != "sh").kill()
+    log = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert log.splitlines()[-1].endswith(
+        "ERROR a worker process of Beam was killed, most likely for lack of memory. Give fewer workers "
+        "(--direct_num_workers, now 2), or more memory. What was finished is kept; mend it and run the same command "
+        "again."
+    )
+    assert all(not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE for worker in started)
 
 
 # For minutes in one call of C, as a long step or compile is: no handler of Python's runs meanwhile.
