@@ -69,8 +69,8 @@ def _try(network: Network) -> None:
                 fresh.submit(check_loads, saved).result()
         except BrokenProcessPool:
             raise OSError(
-                f"the process that was to load --model {network.name} again was killed, most likely for lack of memory. "
-                f"Take a smaller network, or more memory"
+                f"the process that was to load --model {network.name} again was killed, most likely for lack of "
+                f"memory. Take a smaller network, or more memory"
             ) from None
         except (InputError, NotImplementedError, TypeError) as error:
             raise InputError(f"--model {network.name} is not loaded again by another process: {error}") from error
