@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.manifest import INDEX, SPLITS, CorpusManifest, CorpusShard, Feature, SplitManifest, SplitRule
-from pipeline.embedding.store import EmbeddingStore
+from pipeline.embedding.store import GIVEN, EmbeddingStore
 from pipeline.files import manifests, storage, tfrecords
 from pipeline.files.layout import Round, Run
 from pipeline.mining.manifest import TripletsManifest
@@ -76,7 +76,7 @@ def write_embeddings(run_dir: Path, embeddings: np.ndarray, checkpoint_digest: s
     """Round 0's embeddings of the train split. embeddings: float32 [rows, dim], on the grid."""
     store = EmbeddingStore(Round(run_dir, 0), Corpus.open(run_dir), checkpoint_digest)
     for number in range(len(store.split.shards)):
-        store.write(number, embeddings[slice(*store.split.shard_rows[number : number + 2])])
+        store.write(number, embeddings[slice(*store.split.shard_rows[number : number + 2])], GIVEN)
     return store
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def _try(network: Network) -> None:
             network.save(saved)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
                 fresh.submit(check_loads, saved).result()
+        except BrokenProcessPool:
+            raise OSError(
+                f"the process that was to load --model {network.name} again was killed, most likely for lack of "
+                f"memory. Take a smaller network, or more memory"
+            ) from None
         except (InputError, NotImplementedError, TypeError) as error:
             raise InputError(f"--model {network.name} is not loaded again by another process: {error}") from error
 

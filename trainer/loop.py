@@ -5,7 +5,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tensorflow.summary import create_file_writer, create_noop_writer
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.decoding import rows_of
+from pipeline.embedding.machine import device_name
 from pipeline.embedding.network import Network, load_network
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
@@ -109,13 +109,6 @@ class Trained:
             lines.append(f"  ended after epoch {len(m.epochs)}: too few triplets are still active (--min_active)")
         lines.append(f"  {m.steps} steps, {m.image_passes:,} image passes with {each} each, {m.seconds:.0f} s")
         return "\n".join([*lines, after])
-
-
-def device_name() -> str:
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return f"CPU ({os.cpu_count()} cores)"
-    return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus)
 
 
 def decayed(learning_rate: float, progress: float) -> float:

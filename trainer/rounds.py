@@ -149,15 +149,19 @@ class Rounds:
         self.corpus = Corpus.open(run_dir)
         self.validates = has_queries(self.corpus, self.corpus.split("validation"))
         if not self.validates:
-            log.warning(
-                "%s: no class has two validation rows: nothing is measured, the newest checkpoint counts as best",
-                self.corpus.directory,
-            )
+            log.warning("%s, so nothing is measured and the newest checkpoint counts as best", self._unmeasured)
+
+    @property
+    def _unmeasured(self) -> str:
+        return f"{self.corpus.directory}: no two rows of the validation split are of one class"
 
     def plan(self, rounds: int, recipe: Recipe, patience: int | None) -> Plan:
         """The plan on disk, made or lengthened if need be."""
         if patience and not self.validates:
-            raise InputError(f"--patience {patience}: {self.corpus.directory} has no validation split to be patient on")
+            raise InputError(
+                f"--patience {patience}: {self._unmeasured}, so no round tells of a gain. Leave --patience out, or "
+                f"ingest with a larger --validation_share into a new --run_dir."
+            )
         plan = manifests.read_if_there(self.run.plan, Plan) or Plan(stretches=[])
         first = self._trained()
         if plan.stretches:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.machine import device_name
 from pipeline.embedding.network import load_network
 from pipeline.embedding.store import mean_norm
 from pipeline.errors import InputError
@@ -24,7 +25,7 @@ from pipeline.process.progress import Stage, live
 from trainer import losses
 from trainer.batches import class_batches, usable_classes
 from trainer.first import first_network
-from trainer.loop import decayed, device_name
+from trainer.loop import decayed
 from trainer.options import InitOptions, WarmupOptions
 from trainer.past import PastRows
 from trainer.state import SAVE_SECONDS, Resumable, save_optimizer

@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from pipeline.corpus.manifest import Feature
 
+AT_ONCE = 10  # images that a batch decodes side by side, tf.map_fn's own number
+PIXELS = 1 << 27  # that they may have together, 400 MB of RGB: of larger images one is decoded after the other
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -49,15 +52,32 @@ class Inputs:
 
     def _pixels(self, encoded: Any) -> Any:
         *size, channels = self.shape
-        of_one_size = None not in self.feature.shape[:2]
+        height, width, *_ = self.feature.shape
 
         def decode_one(encoded: Any) -> Any:
-            image = tf.cast(tf.io.decode_image(encoded, channels=channels, expand_animations=False), tf.float32)
-            return image if of_one_size else tf.image.resize(image, size, antialias=True)
+            image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+            if [height, width] != size:  # before it is float32, which takes four times the memory
+                image = tf.image.resize(image, size, antialias=True)
+            return tf.cast(image, tf.float32)
 
-        stored = (*self.feature.shape[:2], channels) if of_one_size else self.shape
-        images = tf.map_fn(decode_one, encoded, fn_output_signature=tf.TensorSpec(stored, tf.float32))
-        return images if stored == self.shape else tf.image.resize(images, size, antialias=True)
+        def decode(at_once: int | None) -> Any:
+            spec = tf.TensorSpec(self.shape, tf.float32)
+            return tf.map_fn(decode_one, encoded, fn_output_signature=spec, parallel_iterations=at_once)
+
+        if height is None or width is None:
+            largest = tf.reduce_max(tf.map_fn(_pixels_of, encoded, fn_output_signature=tf.int64))
+            return tf.cond(largest <= PIXELS // AT_ONCE, lambda: decode(None), lambda: decode(1))
+        return decode(None if height * width <= PIXELS // AT_ONCE else 1)
+
+
+def _pixels_of(encoded: Any) -> Any:
+    """How many pixels a PNG or a JPEG has, by its header: int64 []."""
+    size = tf.cond(
+        tf.strings.substr(encoded, 1, 3) == b"PNG",
+        lambda: tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False),
+        lambda: tf.image.extract_jpeg_shape(encoded)[:2],
+    )
+    return tf.reduce_prod(tf.cast(size, tf.int64))
 
 
 def _dtype(kind: str) -> Any:

@@ -28,9 +28,9 @@ class Embedder:
     def __init__(self, network: Network, feature: Feature):
         self.network, inputs = network, network.inputs(feature)
 
-        @tf.function(input_signature=[tf.TensorSpec([BATCH], tf.string)], autograph=False)
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
         def embed_batch(records: Any) -> Any:
-            return network.model(inputs.of_records(records), training=False)
+            return network.model(tf.nest.map_structure(_padded, inputs.of_records(records)), training=False)
 
         self._embed_batch = embed_batch.get_concrete_function()  # traced here, once: threads would each do it
         self.dim = output_dim(self._embed_batch.structured_outputs, network.name)
@@ -42,11 +42,11 @@ class Embedder:
 
         def embed(start: int) -> np.ndarray:
             batch = records[start : start + BATCH]
-            vectors: np.ndarray = self._embed_batch(tf.constant(batch + [batch[-1]] * (BATCH - len(batch)))).numpy()
-            return vectors
+            vectors: np.ndarray = self._embed_batch(tf.constant(batch)).numpy()
+            return vectors[: len(batch)]
 
         with ThreadPoolExecutor(CALLS) as calls:
-            embeddings = np.concatenate(list(calls.map(embed, range(0, len(records), BATCH))))[: len(records)]
+            embeddings = np.concatenate(list(calls.map(embed, range(0, len(records), BATCH))))
         norm = np.linalg.norm(embeddings, axis=1)
         bad = np.flatnonzero(~(np.abs(norm - 1) < UNIT))
         if len(bad):
@@ -68,3 +68,10 @@ class Embedder:
     def split(self, split: Split) -> np.ndarray:
         """float32 [rows, dim] of a whole split; the payload is in memory a part at a time."""
         return np.concatenate([np.empty((0, self.dim), np.float32), *(part for _, part in self.chunks(split))])
+
+
+def _padded(values: Any) -> Any:
+    """A batch of inputs as one of BATCH, its last example again and again: decoded once."""
+    missing = BATCH - tf.shape(values)[0]
+    whole = tf.concat([values, tf.repeat(values[-1:], missing, axis=0)], axis=0)
+    return tf.ensure_shape(whole, [BATCH, *values.shape[1:]])

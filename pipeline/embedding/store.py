@@ -13,6 +13,7 @@ from pipeline.files.manifests import sha256_of_json
 from pipeline.triplets.rows import Block
 
 MEAN_ROWS = 4096
+GIVEN = "given"  # in place of a kind of machine: embeddings that a user brought
 
 
 def mean_norm(rows: int, embed: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -25,7 +26,8 @@ def mean_norm(rows: int, embed: Callable[[np.ndarray], np.ndarray]) -> float:
 
 
 class EmbeddingStore:
-    """Embeddings of the train split, a file a corpus shard; the checksum beside it is written last.
+    """Embeddings of the train split, a file a corpus shard; the note beside it is written last: its checksum, and the
+    kind of machine that it is from.
 
     The folder is named by the content of corpus and checkpoint, so that what it holds is never stale.
     """
@@ -37,19 +39,30 @@ class EmbeddingStore:
     def path(self, shard: int) -> Path:
         return self.directory / self.split.shards[shard].file.replace(".tfrecord", ".npy")
 
-    def _checksum_path(self, shard: int) -> Path:
+    def _note(self, shard: int) -> Path:
         return self.path(shard).with_suffix(".sha256")
 
-    def has(self, shard: int) -> bool:
-        """Whether a corpus shard's embeddings are there and whole."""
-        path, checksum = self.path(shard), self._checksum_path(shard)
-        return path.exists() and checksum.exists() and checksum.read_text() == storage.sha256_of(path)
+    def made_on(self, shard: int) -> str | None:
+        """The kind of machine that a corpus shard's embeddings are from; None if they are not there or not whole."""
+        path, note = self.path(shard), self._note(shard)
+        if not path.exists() or not note.exists():
+            return None
+        checksum, _, kind = note.read_text().partition(" ")
+        return kind if checksum == storage.sha256_of(path) else None
 
-    def write(self, shard: int, embeddings: np.ndarray) -> None:
-        """embeddings: float32 [rows of the shard, dim], on the grid."""
+    def has(self, shard: int) -> bool:
+        return self.made_on(shard) is not None
+
+    def machines(self) -> list[str]:
+        """All kinds of machine that the embeddings are from; of very many shards, of 4,096."""
+        shards = np.unique(np.linspace(0, len(self.split.shards) - 1, MEAN_ROWS).astype(np.int64))
+        return sorted({self._note(shard).read_text().partition(" ")[2] for shard in shards.tolist()})
+
+    def write(self, shard: int, embeddings: np.ndarray, kind: str) -> None:
+        """embeddings: float32 [rows of the shard, dim], on the grid. kind: of machine, or GIVEN."""
         storage.save_array(self.path(shard), embeddings)
-        checksum = storage.sha256_of(self.path(shard))
-        storage.write_atomically(self._checksum_path(shard), lambda temporary: temporary.write_text(checksum))
+        note = f"{storage.sha256_of(self.path(shard))} {kind}"
+        storage.write_atomically(self._note(shard), lambda temporary: temporary.write_text(note))
 
     @functools.cached_property
     def dim(self) -> int:

@@ -196,6 +196,7 @@ def commit(written: list[tuple[int, Shard, Counter[str]]], counts: Counter[str],
         shards=shards,
         triplet_digest=sha256_of_json([shard.sha256 for shard in shards]),
         mean_norm=round(job.open_store().mean_norm(), 4),
+        embedded_on=job.open_store().machines(),
         versions={name: version(name) for name in ("tensorflow", "keras", "apache-beam", "numpy")},
     )
     manifests.write(job.round.manifest, manifest)

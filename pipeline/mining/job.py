@@ -8,6 +8,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.corpus import Corpus, Split
+from pipeline.embedding.machine import machine_kind
 from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
@@ -63,7 +64,7 @@ def mine_round(
     started, run_dir, corpus = time.time(), round.run, Corpus.open(round.run)
     job = Job(
         round=Round(run_dir.absolute(), round.number), mining=mining, packing=packing, threads=threads, tiling=tiling,
-        corpus_fingerprint=corpus.fingerprint, checkpoint_digest=digest,
+        corpus_fingerprint=corpus.fingerprint, checkpoint_digest=digest, machine=machine_kind(),
     )  # fmt: skip
     if packing.packs == "spread" and mining.positives > 1:
         raise InputError(f"packs that are spread take no positives; found {mining.positives}. Leave one of both out.")

@@ -3,6 +3,7 @@ with. And reading its packs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import field as default
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,8 @@ class TripletsManifest:
     more; fallback: those that took another kind than their first; guarded: pairs by scope on which a guard acted;
     skipped: pairs by scope and reason.
     triplet_digest: SHA-256 over the shards' checksums. mean_norm: of the mean embedding; near 1 all lie together.
+    embedded_on: the kinds of machine that the embeddings are from, see `pipeline.embedding.machine`; one, unless an
+    engine's workers differ.
     """
 
     FORMAT: ClassVar[str] = "triplet-miner-triplets/2"
@@ -48,6 +51,7 @@ class TripletsManifest:
     shards: list[Shard]
     triplet_digest: str
     mean_norm: float
+    embedded_on: list[str] = default(default_factory=list)
     versions: dict[str, str]
 
     @property

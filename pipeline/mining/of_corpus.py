@@ -16,7 +16,7 @@ from pipeline.corpus.manifest import Feature
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.fitting import fit_network
 from pipeline.embedding.network import Extras, Network, copy_checkpoint, load_network
-from pipeline.embedding.store import EmbeddingStore
+from pipeline.embedding.store import GIVEN, EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
@@ -119,8 +119,8 @@ def _with_embeddings(corpus: Corpus, embeddings: Any) -> tuple[Round, str]:
     round = _round_of(Run(corpus.run_dir), digest)
     store = EmbeddingStore(round, corpus, digest)
     for shard, part in enumerate(np.split(grid, store.split.shard_rows[1:-1])):
-        if not store.has(shard):
-            store.write(shard, part)
+        if store.made_on(shard) != GIVEN:
+            store.write(shard, part, GIVEN)
     return round, digest
 
 

@@ -18,8 +18,9 @@ from apache_beam.utils import shared
 
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.machine import machine_kind
 from pipeline.embedding.network import load_network
-from pipeline.embedding.store import EmbeddingStore
+from pipeline.embedding.store import GIVEN, EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Round
@@ -29,6 +30,7 @@ from pipeline.packs import fill, spread
 from pipeline.packs.packs import PackOptions, Packs
 from pipeline.packs.payload import Payload
 from pipeline.packs.write import write_packs
+from pipeline.process.commands import log
 from pipeline.triplets.columns import ANCHOR_BLOCK, COLUMN_BLOCK, column_block_of, column_blocks
 from pipeline.triplets.given import valid_triplets
 from pipeline.triplets.pairs import draw_positives, make_pairs
@@ -55,7 +57,7 @@ class Tiling:
 class Job:
     """One round's mining: everything a worker needs to know, small enough to be sent to it.
 
-    threads: of a worker; None: as many as its machine has cores.
+    threads: of a worker; None: as many as its machine has cores. machine: the kind of the one that began.
     """
 
     round: Round
@@ -63,6 +65,7 @@ class Job:
     packing: PackOptions
     corpus_fingerprint: str
     checkpoint_digest: str
+    machine: str = ""
     threads: int | None = None
     tiling: Tiling = Tiling()
 
@@ -78,7 +81,8 @@ class Job:
     @property
     def work(self) -> Path:
         """Intermediate results, named by everything that shapes them; removed when the round is mined."""
-        shaped_by = [self.mining, self.packing, self.tiling, self.corpus_fingerprint, self.checkpoint_digest]
+        embedded = [self.corpus_fingerprint, self.checkpoint_digest, self.machine]
+        shaped_by = [self.mining, self.packing, self.tiling, *embedded]
         return self.round.work(sha256_of_json(shaped_by)[:16])
 
     def open_corpus(self) -> Corpus:
@@ -127,18 +131,33 @@ class Step(beam.DoFn):
 
 
 class EmbedShard(Step):
-    """corpus shard number -> the same number, its embeddings written."""
+    """corpus shard number -> the same number, its embeddings written.
+
+    A round's embeddings come from one kind of machine: a shard that another kind embedded is embedded again.
+    """
 
     def __init__(self, job: Job):
         super().__init__(job)
         self.handle = shared.Shared()
 
+    def setup(self) -> None:
+        super().setup()
+        self.machine = machine_kind()
+        self.told = {self.machine, GIVEN}
+
     def process(self, number: int) -> Iterator[int]:
         self.split.check_shard(number)
-        if not self.store.has(number):
+        made_on = self.store.made_on(number)
+        if made_on not in (self.machine, GIVEN):
+            if made_on is not None and made_on not in self.told:
+                self.told.add(made_on)
+                log.warning(
+                    "round %d: what was embedded on another kind of machine (%s) is embedded again on this one (%s): "
+                    "the last digits differ", self.job.round.number, made_on or "unknown", self.machine,
+                )  # fmt: skip
             embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
             rows = np.arange(*self.split.shard_rows[number : number + 2])
-            self.store.write(number, embedder(self.split.read(rows), int(rows[0])))
+            self.store.write(number, embedder(self.split.read(rows), int(rows[0])), self.machine)
         yield number
 
     def _load(self) -> Embedder:

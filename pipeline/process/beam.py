@@ -1,20 +1,30 @@
 """Running a Beam graph from a command: its options, its workers' errors and what they counted."""
 
+import contextlib
 import difflib
+import functools
+import math
 import re
 import shutil
 import socket
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+import psutil
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions
 
 from pipeline.errors import InputError, WrongOption
 from pipeline.process.commands import before_stop
 from pipeline.process.options import names, unknown
 
 IN_PROCESS = ["--runner=FnApiRunner"]
+LOOK_SECONDS = 0.5  # between two looks at worker processes
+LOST_SECONDS = 5.0  # after the first of them ended, in which Beam is to be done
+WORKER = "apache_beam.runners.worker.sdk_worker_main"  # on the command line of a process
 ANSWER_SECONDS = 10.0  # in which a job server must accept a connection
 JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know
 _DISK_ERROR = re.compile(r"(?:OSError|PermissionError|FileNotFoundError): (.*?)(?: \[while running|\n|$)", re.DOTALL)
@@ -78,14 +88,63 @@ def _check_engine(options: PipelineOptions) -> None:
             raise InputError("--runner=DataflowRunner needs: pip install 'apache-beam[gcp]'") from None
 
 
+def _run(pipeline: beam.Pipeline) -> None:
+    result = pipeline.run()
+    with before_stop(result.cancel):  # on an engine the job would go on without us
+        result.wait_until_finish()
+
+
+def _with_workers(work: Callable[[], None], workers: int) -> None:
+    """Runs Beam in a thread and looks after its worker processes: for one that was killed it would wait forever.
+
+    Raises:
+      OSError: if one is gone and Beam is not done soon after.
+    """
+    done, seen, missing_since = Future[None](), set[psutil.Process](), math.inf
+
+    def work_and_tell() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:  # it is raised where the result is asked for
+            done.set_exception(error)
+
+    threading.Thread(target=work_and_tell, daemon=True).start()
+    while not wait([done], LOOK_SECONDS).done:
+        alive = _workers()
+        seen |= alive
+        missing_since = min(missing_since, time.monotonic()) if seen - alive else math.inf
+        if time.monotonic() - missing_since > LOST_SECONDS:
+            for worker in alive:
+                with contextlib.suppress(psutil.Error):
+                    worker.kill()
+            raise OSError(
+                f"a worker process of Beam was killed, most likely for lack of memory. Give fewer workers "
+                f"(--direct_num_workers, now {workers}), or more memory"
+            )
+    done.result()
+
+
+def _workers() -> set[psutil.Process]:
+    """Beam's, that this process started."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if WORKER in " ".join(process.cmdline()):
+                found.add(process)
+    return found
+
+
 def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> None:
     """Builds and runs a graph, and waits for it. A worker's InputError comes back as one."""
     try:
         pipeline = beam.Pipeline(options=options)
         graph(pipeline)
-        result = pipeline.run()
-        with before_stop(result.cancel):  # on an engine the job would go on without us
-            result.wait_until_finish()
+        given = options.view_as(DirectOptions)
+        if given.direct_running_mode == "multi_processing":
+            _with_workers(functools.partial(_run, pipeline), given.direct_num_workers)
+        else:
+            _run(pipeline)
     except Exception as error:
         # Runners add the step to a worker's error, or hand it over as text inside an error of their own.
         match = _WORKER_ERROR.search(f"{type(error).__name__}: {error}")

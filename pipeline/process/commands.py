@@ -9,15 +9,19 @@
 | 5         | another process holds the run directory                     | leave it alone         |
 | 130, 143  | stopped by Ctrl-C or SIGTERM, progress kept                 | run the same again     |
 
-The last two are what a shell says of a process that a signal ended.
+The last two are what a shell says of a process that a signal ended. A command ends within ten seconds of one, and at
+once when another comes while it stops.
 """
 
+import ctypes
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +40,8 @@ class Stopped(BaseException):
 
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
+STOP_SECONDS = 8.0  # after a signal, in which a command may save and end by itself
+REPEAT_SECONDS = 1.0  # in which a signal that comes again is the same one: `timeout` sends it twice
 _before_stop: list[Callable[[], Any]] = []
 
 
@@ -64,7 +70,11 @@ def postponed_stop(save: Callable[[], None]) -> Iterator[Callable[[], None]]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if asked:
-        signal.raise_signal(asked[0])
+        handler = before[asked[0]]
+        if callable(handler):
+            handler(asked[0], None)
+        else:
+            signal.raise_signal(asked[0])
         raise Stopped(asked[0])
 
 
@@ -81,20 +91,44 @@ def before_stop(action: Callable[[], Any]) -> Iterator[None]:
 def _stop(number: int, frame: Any) -> None:
     """Ends by the signal's own action, at once: an exception would pass through Beam, which takes it for a step's own,
     and would wait for the steps of other threads."""
-    signal.signal(number, signal.SIG_DFL)
+    for stop in STOPS:
+        signal.signal(stop, lambda *_: None)  # `_watch` sees another one
     for action in _before_stop:
         with suppress(Exception):
             action()
+    _leave(number)
+    sys.stdout.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise SystemExit(128 + number)  # of process 1 of a container, which signals do not end
+
+
+def _watch(signals: int) -> None:
+    """Ends the process by a signal's own action where Python's handler does not: that runs between two bytecodes of the
+    main thread, and a long step, save or compile is one. Files have temporary names until they are whole.
+
+    signals: a pipe, from which the numbers of signals are read.
+    """
+    while (number := os.read(signals, 1)[0]) not in STOPS:
+        pass
+    time.sleep(REPEAT_SECONDS)
+    while select.select([signals], [], [], 0)[0]:
+        os.read(signals, 1)
+    select.select([signals], [], [], STOP_SECONDS - REPEAT_SECONDS)
+    _leave(number, " in the middle of something long")
+    ctypes.pythonapi.PyOS_setsig(number, None)  # to the default; Python's own way is for the main thread only
+    os.kill(os.getpid(), number)
+
+
+def _leave(number: int, where: str = "") -> None:
+    """Stops the workers, and says so."""
     for worker in psutil.Process().children(recursive=True):  # Beam's
         with suppress(psutil.Error):
             worker.terminate()
     if sys.stderr.isatty():
         sys.stderr.write("\x1b[?25h")  # the cursor, which a progress bar hides
     name = signal.Signals(number).name
-    log.warning("stopped by %s; what was finished is kept, the same command continues", name)
-    sys.stdout.flush()
-    os.kill(os.getpid(), number)
-    raise SystemExit(128 + number)  # of process 1 of a container, which signals do not end
+    log.warning("stopped by %s%s; what was finished is kept, the same command continues", name, where)
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -146,5 +180,9 @@ def _set_up() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # a miner and a trainer share a GPU
+    signals, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written)
+    threading.Thread(target=_watch, args=[signals], daemon=True).start()
     for number in STOPS:
         signal.signal(number, _stop)

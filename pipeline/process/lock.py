@@ -1,7 +1,8 @@
 """One miner and one trainer at a time in a run directory. On Linux and macOS: the kernel frees a dead holder's lock.
 
-In a bucket there is no lock. Two miners there that start together write the same bytes; the one that ends first removes
-what the other works with, so that this one fails, and finds the round mined when it is started again.
+In a bucket there is no lock. Two miners there that start together, on machines of one kind, write the same bytes; the
+one that ends first removes what the other works with, so that this one fails, and finds the round mined when it is
+started again.
 """
 
 import fcntl

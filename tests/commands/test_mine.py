@@ -17,7 +17,9 @@ from scipy.stats import kstest
 from pipeline import ingest, mine, records
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.machine import machine_kind
 from pipeline.embedding.network import load_network
+from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError, WrongOption
 from pipeline.files.layout import Run
 from pipeline.files.tfrecords import make_example
@@ -32,7 +34,7 @@ from pipeline.triplets.pairs import draw_positives, make_pairs
 from pipeline.triplets.rows import Block
 from pipeline.triplets.rule import KINDS, Rule
 from pipeline.triplets.scan import choose, scan_nearest
-from trainer import init, warmup
+from trainer import init, train, warmup
 
 
 def mined_with(run_dir, *arguments):
@@ -327,6 +329,32 @@ def test_a_checkpoint_that_changes_meanwhile_is_refused(small, small_run):
     step.setup()
     with pytest.raises(InputError, match="changed while its round was mined: .*, at the start 0{12}. Mine again"):
         list(step.process(0))
+
+
+def test_what_another_kind_of_machine_embedded_is_embedded_again_and_said(small_mined, tmp_path, monkeypatch, caplog):
+    """A round's embeddings come from one kind. Of a round that is mined, any machine reads them."""
+    run_dir, expected = copied(small_mined, tmp_path), manifest_of(small_mined)
+    assert expected.embedded_on == [machine_kind()]
+    round = Run(run_dir).round(0)
+    store = EmbeddingStore(round, Corpus.open(run_dir), expected.checkpoint_digest)
+    shutil.rmtree(round.triplets)
+    store.write(0, np.roll(store.embeddings(np.arange(store.split.rows)), 1, axis=0), "another kind")
+    again = mined_with(run_dir)
+    assert "another kind of machine (another kind) is embedded again on this one (" in caplog.text
+    assert (again.triplet_digest, again.embedded_on) == (expected.triplet_digest, [machine_kind()])
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert machine_kind() not in again.embedded_on
+    assert mine.main(["--run_dir", str(run_dir)]) == 0  # mined already
+    assert train.main(["--run_dir", str(run_dir), "--memory_rows", "100"]) == 0
+    assert store.machines() == again.embedded_on
+
+
+def test_work_that_another_kind_of_machine_left_is_not_gone_on_with(small_mined):
+    """It was found among other embeddings."""
+    asked = {"mining": MiningOptions(), "packing": PackOptions(), "corpus_fingerprint": "c", "checkpoint_digest": "d"}
+    kinds = ("this", "another")
+    works = {job.Job(round=Run(small_mined).round(0), machine=kind, **asked).work for kind in kinds}
+    assert len(works) == 2
 
 
 def test_a_payload_that_ends_in_nul_bytes_stays_as_it_is(tmp_path):

@@ -96,6 +96,31 @@ def test_a_class_that_another_process_does_not_know_is_named(bare):
     assert not Run(bare).round(0).checkpoint.exists()
 
 
+DEADLY = """
+import multiprocessing, os, signal
+import keras
+
+@keras.saving.register_keras_serializable()
+class Deadly(keras.layers.Flatten):
+    pass
+
+def network(shape):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, keras.layers.UnitNormalization()(Deadly()(inputs)))
+
+if multiprocessing.parent_process():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_fresh_process_that_is_killed_is_named_as_a_lack_of_memory(bare, tmp_path, monkeypatch):
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OSError, match="load --model deadly:network again was killed, most likely for lack of mem"):
+        init.main(["--run_dir", str(bare), "--model", "deadly:network"])
+    assert not Run(bare).round(0).checkpoint.exists()
+
+
 def test_a_module_that_is_gone_is_named(bare, capsys):
     assert init.main(["--run_dir", str(bare), "--model", "own_networks:subclassed"]) == 0
     path = Run(bare).round(0).checkpoint.parent / "network.json"

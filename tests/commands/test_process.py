@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import copied
 
@@ -140,6 +141,67 @@ def test_a_signal_ends_a_command_whatever_beam_is_at(tmp_path, number, options):
     while subprocess.run(["ps", "-s", str(process.pid), "-o", "pid="], capture_output=True, text=True).stdout.strip():
         assert time.monotonic() < deadline, "its workers live on"
         time.sleep(0.1)
+
+
+def test_a_worker_that_is_killed_is_named_as_a_lack_of_memory(tmp_path):
+    """Beam itself would wait for it forever."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(tmp_path / "begun"), *WORKERS], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    next(worker for worker in started if "sdk_worker_main" in worker.cmdline()[-1] and worker.name() != "sh").kill()
+    log = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert log.splitlines()[-1].endswith(
+        "ERROR a worker process of Beam was killed, most likely for lack of memory. Give fewer workers "
+        "(--direct_num_workers, now 2), or more memory. What was finished is kept; mend it and run the same command "
+        "again."
+    )
+    assert all(not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE for worker in started)
+
+
+# For minutes in one call of C, as a long step or compile is: no handler of Python's runs meanwhile.
+BUSY = """
+import hashlib, sys, time
+from pipeline.process import commands
+def busy(): hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+def main(argv):
+    print("begun", flush=True)
+    if argv[0] == "computes":
+        busy()
+    with commands.postponed_stop(busy if argv[0] == "saves" else lambda: time.sleep(2)) as stop_if_asked:
+        while True:
+            time.sleep(.01)
+            stop_if_asked()
+commands.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "signals", "least", "most"),
+    [
+        ("computes", [0], 5, 10), ("computes", [0, 1.5], 1.5, 3), ("saves", [0], 5, 10), ("saves", [0, 1.5], 1.5, 3),
+        ("saves soon", [0, 0.01], 2, 4),  # `timeout` sends its signal twice: it is one
+    ],
+)  # fmt: skip
+def test_a_signal_ends_what_no_handler_can_within_ten_seconds_and_a_second_one_at_once(at, signals, least, most):
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY, at], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.2)
+    begun = time.monotonic()
+    for later in signals:
+        time.sleep(max(0.0, begun + later - time.monotonic()))
+        process.terminate()
+    assert process.wait(10) == -signal.SIGTERM
+    assert least <= time.monotonic() - begun < most
+    long = "" if at == "saves soon" else " in the middle of something long"
+    assert f"stopped by SIGTERM{long}; what was finished is kept" in process.stderr.read()
 
 
 def test_a_miner_that_is_stopped_goes_on_to_the_same_triplets(small_run, small_mined):

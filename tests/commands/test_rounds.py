@@ -232,6 +232,24 @@ def test_rounds_that_were_trained_by_hand_count_and_those_removed_are_not_done_a
     assert [(one.first, one.last) for one in state.plan(5, read_recipe("plain"), None).stretches] == [(3, 5)]
 
 
+def test_a_validation_split_without_a_pair_is_said_before_training(tmp_path, quick):
+    """A tenth of eight rows a class is one row each."""
+    vectors = np.random.default_rng(0).standard_normal((80, 6)).astype(np.float32)
+    np.savez(tmp_path / "v.npz", vectors=vectors, labels=np.repeat(np.arange(10), 8).astype(str))
+    run = Run(tmp_path / "run")
+    Corpus.ingest(f"arrays:{tmp_path}/v.npz", run.path, split_by="example", validation_share=0.1)
+    call = ["--run_dir", str(run.path), "--rounds", "1", "--recipe", quick]
+    said = f"{run.corpus}: no two rows of the validation split are of one class, so "
+    with pytest.raises(InputError, match=f"^--patience 2: {said}no round tells of a gain. Leave --patience out"):
+        rounds.main([*call, "--patience", "2"])
+    assert not run.plan.exists() and not run.rounds()
+    messages: list[str] = []
+    with at_messages(messages.append):
+        assert rounds.main(call) == 0
+    assert messages[0] == f"{said}nothing is measured and the newest checkpoint counts as best"
+    assert manifests.read(run.best, Best) == Best(round=1, validation_map_at_r=None)
+
+
 def test_patience_counts_from_its_own_stretch(small_mined, tmp_path, capsys):
     """The best of the rounds before it is no reason to end at once."""
     run = handmade(small_mined, tmp_path / "run", [0.9, 0.5, 0.6])

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from typing import BinaryIO
 
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
+STRIP = 1 << 20  # pixels that are converted at a time
 TURNED = range(2, 9)  # EXIF's orientations but the upright one
 # PNG or JPEG; (height, width, channels); of 16 bits a pixel how many the brightest uses, None of 8.
 EncodedImage = tuple[bytes, tuple[int, int, int], int | None]
@@ -32,11 +34,15 @@ def read_image(file: BinaryIO) -> EncodedImage:
       ValueError: saying why it is no image. The header is read first, so a bomb is never unpacked.
     """
     try:
-        image: Image.Image = Image.open(file)
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # MAX_PIXELS decides
+            image: Image.Image = Image.open(file)
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}. Make it smaller")
         plain = image.mode in ("L", "RGB") and image.getexif().get(ExifTags.Base.Orientation) not in TURNED
         form, seen = image.format, _seen(image)
+        del image  # as much memory again
+    except Image.DecompressionBombError:  # of twice what Pillow warns of
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels. Make it smaller") from None
     except UnidentifiedImageError:
         raise ValueError("no image that Pillow reads" if file.seek(0, io.SEEK_END) else "the file is empty") from None
     except Exception as error:  # a damaged file may make a reader of Pillow fail with any
@@ -60,11 +66,16 @@ def _seen(image: Image.Image) -> np.ndarray:
         if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError("its pixels have 32 bits, and nothing says which is white. Save it with 8 or 16")
         return values.astype(np.uint16)
-    gray = image.mode in ("1", "L", "LA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("L" if gray else "RGB"))
+    image.load()
+    gray, rows = image.mode in ("1", "L", "LA"), max(1, STRIP // image.width)
+    seen = np.empty((image.height, image.width) if gray else (image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):  # in strips: each step makes a copy
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        seen[top : top + rows] = np.asarray(strip.convert("L" if gray else "RGB"))
+    return seen
 
 
 def _decoded(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:

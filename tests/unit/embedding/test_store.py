@@ -16,7 +16,7 @@ def store(tmp_path):
                           shard_rows=4)  # fmt: skip
     found = EmbeddingStore(Round(tmp_path, 0), corpus, "digest")
     for number, rows in enumerate((slice(0, 4), slice(4, 6))):
-        found.write(number, VECTORS[rows])
+        found.write(number, VECTORS[rows], "this machine")
     return found
 
 
@@ -28,13 +28,21 @@ def test_rows_are_read_in_the_order_asked_for(store):
 
 
 def test_embeddings_that_are_not_whole_are_not_there(store):
-    assert store.has(0) and store.has(1)
+    assert store.made_on(0) == store.made_on(1) == "this machine"
     np.save(store.path(0), np.zeros((4, 4), np.float32))
-    [checksum] = store.directory.glob("*00001-of-00002.sha256")
-    checksum.unlink()
-    assert not store.has(0) and not store.has(1)
-    store.write(0, VECTORS[:4])
-    assert store.has(0)
+    [note] = store.directory.glob("*00001-of-00002.sha256")
+    note.unlink()
+    assert store.made_on(0) is store.made_on(1) is None
+    store.write(0, VECTORS[:4], "this machine")
+    assert store.made_on(0) == "this machine"
+
+
+def test_each_shard_says_on_which_kind_of_machine_it_was_made(store):
+    store.write(1, VECTORS[4:], "another, with GPUs")
+    assert store.made_on(1) == "another, with GPUs" and store.machines() == ["another, with GPUs", "this machine"]
+    note = store.path(0).with_suffix(".sha256")
+    note.write_text(note.read_text().split()[0])  # as it was written before
+    assert store.made_on(0) == ""
 
 
 def test_another_checkpoint_has_another_folder(store, tmp_path):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.decoding import Inputs
-from pipeline.embedding.store import EmbeddingStore
+from pipeline.embedding.store import GIVEN, EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets
@@ -107,7 +107,7 @@ def test_batches_come_with_what_they_are_compared_with_and_renew_it(small_mined,
 def test_embeddings_that_are_gone_or_altered_are_named(small_mined, tmp_path):
     store = EmbeddingStore(Run(tmp_path).round(0), Corpus.open(small_mined), "of a checkpoint")
     for shard in range(len(store.split.shards)):
-        store.write(shard, np.ones((store.split.shards[shard].records, 2), np.float32))
+        store.write(shard, np.ones((store.split.shards[shard].records, 2), np.float32), GIVEN)
     assert Memory(store, 100, 0).embedding.shape == (store.split.rows, 2)
     path = store.path(0)
     np.save(path, 2 * np.load(path))
