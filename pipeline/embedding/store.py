@@ -37,19 +37,17 @@ class EmbeddingStore:
     def path(self, shard: int) -> Path:
         return self.directory / self.split.shards[shard].file.replace(".tfrecord", ".npy")
 
-    def _checksum_path(self, shard: int) -> Path:
-        return self.path(shard).with_suffix(".sha256")
-
     def has(self, shard: int) -> bool:
         """Whether a corpus shard's embeddings are there and whole."""
-        path, checksum = self.path(shard), self._checksum_path(shard)
-        return path.exists() and checksum.exists() and checksum.read_text() == storage.sha256_of(path)
+        path = self.path(shard)
+        if not path.exists() or not storage.is_as_written(path):
+            return False
+        stored = storage.open_array(path)
+        return stored.dtype == np.float32 and stored.ndim == 2 and len(stored) == self.split.shards[shard].records
 
     def write(self, shard: int, embeddings: np.ndarray) -> None:
         """embeddings: float32 [rows of the shard, dim], on the grid."""
-        storage.save_array(self.path(shard), embeddings)
-        checksum = storage.sha256_of(self.path(shard))
-        storage.write_atomically(self._checksum_path(shard), lambda temporary: temporary.write_text(checksum))
+        storage.write_checked(self.path(shard), lambda temporary: np.save(temporary, embeddings))
 
     @functools.cached_property
     def dim(self) -> int:

@@ -81,7 +81,8 @@ def mine_corpus(
             return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
         except InputError:
             if Run(corpus.run_dir).newest_checkpoint() != before:  # ours: it would be in the way of the next try
-                round.checkpoint.unlink()
+                for path in (round.checkpoint, round.checkpoint.with_suffix(".sha256")):
+                    path.unlink(missing_ok=True)
             raise
 
 

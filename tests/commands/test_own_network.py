@@ -1,13 +1,12 @@
 """One's own networks: whatever Keras can build goes through all commands."""
 
-import json
 from pathlib import Path
 
 import keras
 import numpy as np
 import own_networks
 import pytest
-from conftest import copied
+from conftest import copied, edit
 
 from pipeline import Corpus, mine, mine_corpus
 from pipeline.embedding.network import Extras, load_network
@@ -99,8 +98,7 @@ def test_a_class_that_another_process_does_not_know_is_named(bare):
 def test_a_module_that_is_gone_is_named(bare, capsys):
     assert init.main(["--run_dir", str(bare), "--model", "own_networks:subclassed"]) == 0
     path = Run(bare).round(0).checkpoint.parent / "network.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"imports": ["gone"]}))
+    edit(path, imports=["gone"])
     with pytest.raises(InputError, match="network.json names the module gone"):
         mine.main(["--run_dir", str(bare)])
 

@@ -5,6 +5,7 @@ import pytest
 from handmade import write_corpus
 
 from pipeline.embedding.store import EmbeddingStore
+from pipeline.files import storage
 from pipeline.files.layout import Round
 
 VECTORS = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -35,6 +36,12 @@ def test_embeddings_that_are_not_whole_are_not_there(store):
     assert not store.has(0) and not store.has(1)
     store.write(0, VECTORS[:4])
     assert store.has(0)
+
+
+@pytest.mark.parametrize("stored", [np.zeros((3, 4), np.float32), np.zeros((4, 4)), np.zeros(16, np.float32)])
+def test_embeddings_of_another_shape_are_not_there(store, stored):
+    storage.write_checked(store.path(0), lambda temporary: np.save(temporary, stored))
+    assert not store.has(0) and store.has(1)
 
 
 def test_another_checkpoint_has_another_folder(store, tmp_path):
