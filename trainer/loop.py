@@ -252,7 +252,7 @@ class Training:
     def _steps_before(self) -> int:
         """How many steps on mined triplets led to the checkpoint."""
         before = Round(self.round.run, self.round.number - 1).metrics
-        metrics = manifests.read_if_there(before, Metrics)
+        metrics = manifests.read_if_there(before, Metrics, round=self.round.number - 1)
         return metrics.total_steps if metrics else 0
 
     def batches(self, epoch: int, first_batch: int = 0) -> Any:

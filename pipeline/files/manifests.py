@@ -33,9 +33,13 @@ def write(path: Path, manifest: Manifest) -> None:
     write_json(path, {**value, CHECKSUM: _checksum(value)})
 
 
-def read(path: Path, kind: type[M]) -> M:
-    """Raises InputError if the file is no JSON, of another format, not as it was written, or if a field is missing or
-    of another type. Without a checksum, as one is that a user wrote or changed, it is taken as it is."""
+def read(path: Path, kind: type[M], **place: Any) -> M:
+    """A manifest. place: fields that say where it belongs, as `round=3`; one that has None there fits everywhere.
+
+    Raises:
+      InputError: if the file is no JSON, of another format, not as it was written, of another place, or if a field is
+        missing or of another type. Without a checksum, as one is that a user wrote or changed, it is taken as it is.
+    """
     try:
         value = msgspec.json.decode(path.read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -51,13 +55,18 @@ def read(path: Path, kind: type[M]) -> M:
             f"change is meant, remove its line {CHECKSUM}."
         )
     try:
-        return msgspec.convert(value, kind)
+        manifest = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: {error}. Restore the file, or remove its directory and make it again.") from None
+    for name, expected in place.items():
+        if getattr(manifest, name) not in (None, expected):
+            found = getattr(manifest, name)
+            raise InputError(f"{path} is of {name} {found!r}, expected {expected!r}. Put the right file back.")
+    return manifest
 
 
-def read_if_there(path: Path, kind: type[M]) -> M | None:
-    return read(path, kind) if path.exists() else None
+def read_if_there(path: Path, kind: type[M], **place: Any) -> M | None:
+    return read(path, kind, **place) if path.exists() else None
 
 
 def write_json(path: Path, value: Any) -> None:

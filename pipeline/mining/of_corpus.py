@@ -131,7 +131,7 @@ def _round_of(run: Run, digest: str) -> Round:
     if newest is None:
         round = run.round(0)
     else:
-        held = manifests.read(newest.manifest, TripletsManifest).checkpoint_digest
+        held = manifests.read(newest.manifest, TripletsManifest, round=newest.number).checkpoint_digest
         round = newest if held == digest else newest.next
     if round.checkpoint.exists() and load_network(round.checkpoint).digest() != digest:
         raise InputError(

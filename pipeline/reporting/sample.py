@@ -72,7 +72,7 @@ def read_sample(directory: Path, manifest: TripletsManifest, packs: int, split: 
     """Reads about that many packs of a mined round, out of shards that lie evenly over all.
 
     Raises:
-      InputError: a shard is missing, damaged, or shorter than the manifest says, or there is no triplet.
+      InputError: a shard is missing, damaged or of another size than the manifest says, or there is no triplet.
     """
     shards, each = [shard for shard in manifest.shards if shard.records], manifest.packs
     if packs < each:
@@ -100,7 +100,7 @@ def classes_of(split: Split, anchor: np.ndarray, negative: np.ndarray) -> np.nda
 
 def _packs(manifest: Path, shard: Shard, count: int) -> Iterator[dict[str, Any]]:
     """A shard's first packs. What is read whole is compared with the manifest; of another file, its size."""
-    path, found = manifest.parent / shard.file, 0
+    path = manifest.parent / shard.file
     if not path.exists():
         raise InputError(f"{path} is missing, triplets.json lists it. {MEND.format(path.parent)}")
     if count == shard.records:
@@ -109,11 +109,7 @@ def _packs(manifest: Path, shard: Shard, count: int) -> Iterator[dict[str, Any]]
         raise InputError(
             f"{path} has {path.stat().st_size} bytes, triplets.json lists {shard.bytes}. {MEND.format(path.parent)}"
         )
-    for record in itertools.islice(tfrecords.read_records(path), count):
-        found += 1
-        yield tfrecords.parse_example(record)
-    if found < count:
-        raise InputError(f"{path} ends after {found} records, triplets.json lists more. {MEND.format(path.parent)}")
+    yield from map(tfrecords.parse_example, itertools.islice(tfrecords.read_records(path), count))
 
 
 def drawn(sample: Sample, count: int, seed: int) -> np.ndarray:

@@ -156,7 +156,7 @@ def evaluate_rounds(
         rows[f"round {number}" + (", best" if title == "best" else "")] = found
         evaluation = Evaluation(
             split=split_name, corpus_fingerprint=corpus.fingerprint, measures=found,
-            checkpoint_digest=embedder.network.digest(),
+            checkpoint_digest=embedder.network.digest(), round=number,
         )  # fmt: skip
         manifests.write(round.evaluation(split_name), evaluation)
     known = corpus.manifest.known_classes(split_name)

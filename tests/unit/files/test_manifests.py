@@ -65,6 +65,14 @@ def test_a_manifest_that_was_changed_is_refused_unless_its_checksum_is_left_out(
                 manifests.read(path, Album)
 
 
+def test_a_manifest_of_another_place_is_refused(tmp_path):
+    path = tmp_path / "album.json"
+    manifests.write(path, ALBUM)
+    assert manifests.read(path, Album, title="ein Lied", note="any") == ALBUM
+    with pytest.raises(InputError, match="album.json is of title 'ein Lied', expected 'zwei'. Put the right file back"):
+        manifests.read_if_there(path, Album, title="zwei")
+
+
 def test_what_json_has_no_word_for_is_summed_as_it_is_read(tmp_path):
     @dataclass(frozen=True, kw_only=True)
     class Odd:
