@@ -208,7 +208,7 @@ class Corpus:
             return np.empty((0, 3), np.int64)
         manifests.check_shard(Run(self.run_dir).corpus_manifest, shard)
         found = open_array(self.directory / shard.file)
-        right = found.dtype == np.int64 and found.shape == (shard.records, 3)
+        right = found.dtype == np.int64 and found.shape == (shard.records, 3) and shard.records > 0
         if not right or not (0 <= found.min() and found.max() < rows):
             raise InputError(
                 f"{self.directory / shard.file} holds {found.dtype} {list(found.shape)}, expected {shard.records} "

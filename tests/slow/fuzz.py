@@ -57,8 +57,13 @@ memory_rows = 10000
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> None:
-    """Calls a function in a child, so that no thread is started here."""
-    process = FORK.Process(target=function, args=arguments)
+    """Calls a function in a child, so that no thread is started here, without what it prints."""
+
+    def quietly() -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        function(*arguments)
+
+    process = FORK.Process(target=quietly)
     process.start()
     process.join()
     assert process.exitcode == 0, f"{function.__name__} {arguments}: exit {process.exitcode}"
@@ -98,8 +103,8 @@ def stop_training(run: Path) -> None:
     from trainer.loop import train_newest
     from trainer.options import TrainOptions
 
-    def stop(step: int, _: Any) -> None:
-        if step == 2:
+    def stop(batch: int, logs: Any) -> None:
+        if batch == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -108,14 +113,17 @@ def stop_training(run: Path) -> None:
 
 
 def stop_warmup(run: Path) -> None:
-    """Warms up until the state was saved once, which is after the first step."""
+    """Warms up until the state was saved once; then comes a SIGTERM, and it is saved again."""
     from trainer.options import WarmupOptions
     from trainer.warming import warm_up
 
+    def look(*_: Any) -> None:
+        if (run / "rounds/0000/train/warmup.npz").exists():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.setitimer(signal.ITIMER_REAL, 60)
-    state = run / "rounds/0000/train/warmup.npz"
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM) if state.exists() else None)
+    signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
     warm_up(run, WarmupOptions(steps=60), save_seconds=0.0)
 
@@ -141,7 +149,7 @@ class Bases:
 
 
 def _mine(run: Path) -> None:
-    call("pipeline.mine", "--run_dir", run, "--positives", 4, "--margin", 1)
+    call("pipeline.mine", "--run_dir", run, "--positives", 10, "--margin", 1)
 
 
 def _rounds(run: Path) -> None:
@@ -185,7 +193,7 @@ MINED = ("rounds/*/triplets/*.tfrecord", "rounds/*/triplets/triplets.json")
 TOLD = ("rounds/*/train/metrics.json", "rounds/*/stats.json", "rounds/*/evaluation-*.json", "baselines-*.json")
 MINES = ("rounds/0002/triplets/*",)
 TRAINS = ("rounds/0002/train/metrics.json", "rounds/0003/checkpoint/optimizer.npz")
-MINE = "pipeline.mine --run_dir {run} --margin 1 --positives 4 --json"
+MINE = "pipeline.mine --run_dir {run} --margin 1 --positives 10 --json"
 TRAIN = "trainer.train --run_dir {run} --memory_rows 200 --json"
 ROUNDS = "pipeline.rounds --run_dir {run} --recipe {sources}/recipe.toml --json --rounds"
 
