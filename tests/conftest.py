@@ -1,5 +1,6 @@
 """Run directories that many tests look at, made by the real commands."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,12 @@ def command(module: str, *arguments: object, **how: object) -> subprocess.Comple
 def copied(run_dir: Path, to: Path) -> Path:
     """A copy of a run directory, to change."""
     return Path(shutil.copytree(run_dir, to / "run"))
+
+
+def edit(manifest: Path, **values: object) -> None:
+    """Changes fields of a manifest as a user may: without its checksum."""
+    told = json.loads(manifest.read_text()) | values
+    manifest.write_text(json.dumps({name: value for name, value in told.items() if name != "checksum"}))
 
 
 def packs_of(run_dir: Path, number: int = 0) -> list[dict]:

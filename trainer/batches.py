@@ -10,6 +10,7 @@ import tensorflow as tf
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.decoding import Inputs
 from pipeline.errors import InputError
+from pipeline.files import tfrecords
 from pipeline.files.layout import Run
 from pipeline.files.storage import is_local
 from pipeline.mining.manifest import TripletsManifest, open_triplets
@@ -63,6 +64,12 @@ def triplet_batches(
     return _ahead(packs.map(parse))
 
 
+def check_lengths(directory: Path, manifest: TripletsManifest) -> None:
+    """Of all records, before tf.data reads them. Raises InputError."""
+    for shard in manifest.shards:
+        tfrecords.check_lengths(directory / shard.file, shard.records)
+
+
 def triplet_dataset(
     mined: Mined | Path | str,
     batch_size: int = 128,
@@ -104,6 +111,7 @@ def triplet_dataset(
     shape = input_shape or tuple(size or 0 for size in manifest.feature.shape)
     if 0 in shape:
         raise InputError(f"{corpus.directory}: images differ in size; give input_shape=(height, width, channels)")
+    check_lengths(found.triplets, manifest)
     batches = triplet_batches(found.triplets, manifest, Inputs(manifest.feature, shape), batch_size, seed)
     pairs = batches.map(lambda batch: (batch["inputs"], batch["triplets"]))
     count = -(-manifest.packs // packs_per_batch(manifest, batch_size))

@@ -18,7 +18,7 @@ from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.fitting import fit_network
 from pipeline.embedding.network import Extras, Network, check_loads, function_at, imported, layers_of, load_network
 from pipeline.errors import InputError
-from pipeline.files import storage
+from pipeline.files import storage, tfrecords
 from pipeline.files.layout import Run
 from trainer import models
 from trainer.batches import class_batches
@@ -112,8 +112,10 @@ def first_network(corpus: Corpus, options: InitOptions) -> Network:
 def _train_texts(corpus: Corpus) -> Any:
     """A tf.data.Dataset of batches of the train split's texts."""
     split = corpus.split("train")
-    paths = [str(storage.local_copy(split.shard_path(number))) for number in range(len(split.shards))]
-    return tf.data.TFRecordDataset(paths).batch(1024).map(Inputs(corpus.feature).of_records)
+    paths = [storage.local_copy(split.shard_path(number)) for number in range(len(split.shards))]
+    for path, shard in zip(paths, split.shards, strict=True):
+        tfrecords.check_lengths(path, shard.records)
+    return tf.data.TFRecordDataset(list(map(str, paths))).batch(1024).map(Inputs(corpus.feature).of_records)
 
 
 def _settle_statistics(network: Network, corpus: Corpus, seed: int) -> None:

@@ -31,7 +31,7 @@ from pipeline.process.commands import log, postponed_stop
 from pipeline.process.progress import Stage, live
 from pipeline.reporting.results import Epoch, Metrics
 from pipeline.triplets.draws import draw_key
-from trainer.batches import packs_per_batch, triplet_batches
+from trainer.batches import check_lengths, packs_per_batch, triplet_batches
 from trainer.memory import Memory
 from trainer.options import TrainOptions
 from trainer.state import SAVE_SECONDS, Resumable, restore_optimizer, save_optimizer
@@ -162,6 +162,7 @@ def train_held(
     network = _mined_with(round, manifest)
     strategy = strategy_for(tf.config.list_physical_devices("GPU"))
     with storage.fetched(round.triplets, [shard.file for shard in manifest.shards]) as triplets:
+        check_lengths(triplets, manifest)
         with strategy.scope():
             if strategy.num_replicas_in_sync > 1:  # its variables must be made in there
                 network = load_network(round.checkpoint)
@@ -244,7 +245,7 @@ class Training:
     def _steps_before(self) -> int:
         """How many steps on mined triplets led to the checkpoint."""
         before = Round(self.round.run, self.round.number - 1).metrics
-        metrics = manifests.read_if_there(before, Metrics)
+        metrics = manifests.read_if_there(before, Metrics, round=self.round.number - 1)
         return metrics.total_steps if metrics else 0
 
     def batches(self, epoch: int, first_batch: int = 0) -> Any:

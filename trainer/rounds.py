@@ -247,13 +247,14 @@ class Rounds:
             log.warning("round %d goes without a report: %s", round.number, error, exc_info=True)
 
     def _metrics(self, round: Round) -> Metrics:
-        return manifests.read(round.metrics, Metrics)
+        return manifests.read(round.metrics, Metrics, round=round.number)
 
     def _validation(self, round: Round) -> Evaluation | None:
         """How a round's checkpoint does on the validation split, if that was asked of this checkpoint."""
-        found = manifests.read_if_there(round.evaluation("validation"), Evaluation)
-        trained = manifests.read_if_there(self.run.round(round.number - 1).metrics, Metrics)
-        mined = manifests.read_if_there(round.manifest, TripletsManifest)
+        number = round.number
+        found = manifests.read_if_there(round.evaluation("validation"), Evaluation, round=number, split="validation")
+        trained = manifests.read_if_there(self.run.round(number - 1).metrics, Metrics, round=number - 1)
+        mined = manifests.read_if_there(round.manifest, TripletsManifest, round=number)
         held = [trained.next_checkpoint_digest] if trained else [mined.checkpoint_digest] if mined else []
         return None if found and held and found.checkpoint_digest != held[0] else found
 

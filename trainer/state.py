@@ -6,8 +6,7 @@ tf.train.Checkpoint writes several files, and not to fsspec's stores.
 """
 
 import time
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import keras
 import msgspec
 import numpy as np
 
+from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.manifests import sha256_of_json
 from pipeline.process.commands import log
@@ -24,23 +24,25 @@ SAVE_SECONDS = 10.0  # between two saves, at the least
 SAVING_SHARE = 0.02  # of the time, at the most
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    try:
-        return storage.read_arrays(path)
-    except FileNotFoundError:
-        return None
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        log.warning("%s is damaged and left aside", path)
-        return None
+def _names(group: str, variables: Any) -> list[str]:
+    return [f"{group}/{i:05d}" for i in range(len(variables))]
 
 
 def _named(group: str, variables: Any) -> dict[str, np.ndarray]:
-    return {f"{group}/{i:05d}": variable.numpy() for i, variable in enumerate(variables)}
+    return {name: variable.numpy() for name, variable in zip(_names(group, variables), variables, strict=True)}
 
 
 def _assign(variables: Any, values: dict[str, np.ndarray], group: str) -> None:
-    for i, variable in enumerate(variables):
-        variable.assign(values[f"{group}/{i:05d}"])
+    for name, variable in zip(_names(group, variables), variables, strict=True):
+        variable.assign(values[name])
+
+
+def _read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays of a file. Raises InputError if it is damaged, or if one of these is not among them."""
+    values = storage.read_arrays(path)
+    if missing := sorted(set(names) - values.keys()):
+        raise InputError(f"{path} lacks {missing[0]}: it is damaged, or of another optimizer. {storage.MEND}")
+    return values
 
 
 def save_optimizer(optimizer: Any, path: Path, digest: str) -> None:
@@ -49,14 +51,20 @@ def save_optimizer(optimizer: Any, path: Path, digest: str) -> None:
 
 
 def restore_optimizer(optimizer: Any, model: keras.Model, path: Path, digest: str) -> None:
-    """Takes up the state that `save_optimizer` left for the checkpoint with that digest, if it did."""
+    """Takes up the state that `save_optimizer` left for the checkpoint with that digest, if it did.
+
+    Raises:
+      InputError: if it is damaged or of another checkpoint: without it the weights would end elsewhere.
+    """
     optimizer.build(model.trainable_variables)
-    values = _read(path)
-    if values is None:
+    if not path.exists():
         return
-    if str(values.get("key")) != digest:
-        log.warning("%s does not belong to this checkpoint; the optimizer starts anew", path)
-        return
+    values = _read(path, ["key", *_names("optimizer", optimizer.variables)])
+    if str(values["key"]) != digest:
+        raise InputError(
+            f"{path} belongs to checkpoint {str(values['key'])[:12]}, not to {digest[:12]} beside it. Put the one of "
+            f"this checkpoint back, or remove it: then the optimizer starts anew."
+        )
     _assign(optimizer.variables, values, "optimizer")
 
 
@@ -76,15 +84,25 @@ class Resumable:
         self.key = sha256_of_json([FORMAT, key])
         self.seconds, self._saved, self._pause = seconds, time.monotonic(), seconds
 
+    def _groups(self) -> dict[str, Sequence[Any]]:
+        return {"model": self.model.variables, "optimizer": self.optimizer.variables, "more": self.more}
+
     def restore(self) -> bool:
-        """Goes on where an interrupted run with the same key was, if there is one."""
-        values = _read(self.path)
-        if values is None or str(values.get("key")) != self.key:
+        """Goes on where an interrupted run with the same key was, if there is one. A damaged state is left aside: from
+        the start the run ends at the same weights."""
+        if not self.path.exists():
             return False
-        _assign(self.model.variables, values, "model")
         self.optimizer.build(self.model.trainable_variables)
-        _assign(self.optimizer.variables, values, "optimizer")
-        _assign(self.more, values, "more")
+        variables = [name for group, own in self._groups().items() for name in _names(group, own)]
+        try:
+            values = _read(self.path, ["key", "progress", *variables, *self.arrays])
+        except InputError as error:
+            log.warning("%s It is left aside.", error)
+            return False
+        if str(values["key"]) != self.key:
+            return False
+        for group, own in self._groups().items():
+            _assign(own, values, group)
         self.progress = msgspec.json.decode(str(values["progress"]), type=type(self.progress))
         for name, array in self.arrays.items():
             array[...] = values[name]
@@ -92,8 +110,7 @@ class Resumable:
 
     def save(self) -> None:
         started = time.monotonic()
-        variables = _named("model", self.model.variables) | _named("optimizer", self.optimizer.variables)
-        variables |= _named("more", self.more)
+        variables = {k: v for group, own in self._groups().items() for k, v in _named(group, own).items()}
         progress = np.array(msgspec.json.encode(self.progress).decode())
         storage.save_arrays(self.path, key=np.array(self.key), progress=progress, **variables, **self.arrays)
         self._saved = time.monotonic()

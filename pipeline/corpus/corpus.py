@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpus.manifest import CorpusManifest, CorpusShard, Feature, read_corpus_manifest
+from pipeline.corpus.manifest import INDEX, CorpusManifest, CorpusShard, Feature, read_corpus_manifest
 from pipeline.corpus.options import IngestOptions
 from pipeline.errors import InputError
 from pipeline.files import manifests, tfrecords
@@ -58,8 +58,30 @@ class Split:
         return self.directory / self.shards[number].file
 
     def index(self, number: int) -> np.ndarray:
-        """INDEX [rows of the shard]: where each record is, and its codes of content and group."""
+        """INDEX [rows of the shard]: where each record is, and its codes of content and group.
+
+        Raises:
+          InputError: if it is not what the manifest lists.
+        """
+        if number not in self._checked_indexes:
+            self._check_index(number)
         return open_array(self.directory / self.shards[number].index)
+
+    @functools.cached_property
+    def _checked_indexes(self) -> set[int]:
+        return set()
+
+    def _check_index(self, number: int) -> None:
+        shard, manifest = self.shards[number], self.directory / "corpus.json"
+        path = self.directory / shard.index
+        check_file(path, shard.index_bytes, shard.index_sha256, manifest)
+        index = open_array(path)
+        if index.dtype != INDEX or index.shape != (shard.records,):
+            raise InputError(
+                f"{path} holds {index.dtype} {list(index.shape)}, {manifest} lists {shard.records} records. Ingest "
+                f"into a new --run_dir."
+            )
+        self._checked_indexes.add(number)
 
     def by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(shard, where in `rows`, places in the shard), ascending within each shard."""
@@ -93,9 +115,8 @@ class Split:
 
     def check_shard(self, number: int) -> None:
         """Compares a shard and its index with the manifest."""
-        manifest, shard = self.directory / "corpus.json", self.shards[number]
-        manifests.check_shard(manifest, shard)
-        check_file(self.directory / shard.index, shard.index_bytes, shard.index_sha256, manifest)
+        manifests.check_shard(self.directory / "corpus.json", self.shards[number])
+        self._check_index(number)
 
     def check(self) -> None:
         for number in range(len(self.shards)):
@@ -182,11 +203,18 @@ class Corpus:
         Raises:
           InputError: if their file is not what corpus.json lists.
         """
-        shard = self.manifest.given_triplets
+        shard, rows = self.manifest.given_triplets, self.split("train").rows
         if shard is None:
             return np.empty((0, 3), np.int64)
         manifests.check_shard(Run(self.run_dir).corpus_manifest, shard)
-        return open_array(self.directory / shard.file)
+        found = open_array(self.directory / shard.file)
+        right = found.dtype == np.int64 and found.shape == (shard.records, 3) and shard.records > 0
+        if not right or not (0 <= found.min() and found.max() < rows):
+            raise InputError(
+                f"{self.directory / shard.file} holds {found.dtype} {list(found.shape)}, expected {shard.records} "
+                f"triplets of rows below {rows}. Ingest into a new --run_dir."
+            )
+        return found
 
     def rows(self, split: str = "train") -> Iterator[dict[str, Any]]:
         """Every row of a split, in order: what `mine_corpus(embeddings=...)` wants the vectors of.

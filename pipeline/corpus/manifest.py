@@ -1,5 +1,6 @@
 """corpus.json: what a corpus holds, and what it was made from."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -57,6 +58,14 @@ class SplitManifest:
     label_conflicts: int
     shards: list[CorpusShard]
 
+    def misfits(self) -> Iterator[str]:
+        """What does not fit together."""
+        first, records = self.first_rows, [shard.records for shard in self.shards]
+        if len(first) != len(self.labels) + 1 or first[0] or first[-1] != self.rows or first != sorted(first):
+            yield f"its first_rows do not cut {self.rows} rows into {len(self.labels)} classes"
+        if min(records, default=0) < 0 or sum(records) != self.rows:
+            yield f"its shards hold {sum(records)} records, expected {self.rows}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
@@ -95,6 +104,16 @@ class CorpusManifest:
     given_negatives: int = 0
     given_triplets: Shard | None = None
 
+    def misfits(self) -> Iterator[str]:
+        """What does not fit together."""
+        if set(self.splits) != set(SPLITS):
+            yield f"its splits are {', '.join(self.splits)}, expected {', '.join(SPLITS)}"
+        kinds = [feature.kind for feature in self.features.values()]
+        if len(kinds) != 1 or kinds != list(self.features) or kinds[0] not in DTYPES:
+            yield f"its features are {', '.join(self.features)}, expected one of {', '.join(DTYPES)}"
+        for name, split in self.splits.items():
+            yield from (f"{name}: {misfit}" for misfit in split.misfits())
+
     @property
     def held_out(self) -> str:
         """`split by class`; `eval as given, validation by example`."""
@@ -123,4 +142,6 @@ def read_corpus_manifest(run_dir: Path) -> CorpusManifest:
     manifest = manifests.read(path, CorpusManifest)
     if manifest.fingerprint != manifest.computed_fingerprint():
         raise InputError(f"{path} was changed by hand: its fingerprint does not fit. Ingest into a new --run_dir.")
+    for misfit in manifest.misfits():
+        raise InputError(f"{path}: {misfit}. Ingest into a new --run_dir.")
     return manifest

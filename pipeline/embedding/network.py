@@ -7,6 +7,7 @@ import inspect
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ class Network:
         """Writes the checkpoint, and before it what belongs to it."""
         if self.extras != Extras():
             manifests.write(path.parent / EXTRAS, self.extras)
-        storage.write_atomically(path, self.model.save)
+        storage.write_checked(path, self.model.save)
 
 
 EXTRAS = "network.json"
@@ -121,6 +122,7 @@ def load_network(path: Path) -> Network:
     names are imported."""
     if not path.exists():
         raise InputError(f"{path} is missing. Make a first checkpoint: python -m trainer.init --run_dir ...")
+    _check_whole(path)
     local = storage.local_copy(path)
     if not zipfile.is_zipfile(local):
         size = path.stat().st_size
@@ -133,17 +135,27 @@ def load_network(path: Path) -> Network:
 
 def copy_checkpoint(source: Path, target: Path) -> None:
     """Copies a .keras file and what belongs to it."""
-    for name in (EXTRAS, source.name):
-        if (found := source.parent / name).exists():
-            copy = target.parent / (target.name if name == source.name else name)
-            storage.write_atomically(copy, functools.partial(shutil.copyfile, storage.local_copy(found)))
+    _check_whole(source)
+    if (extras := source.parent / EXTRAS).exists():
+        storage.write_atomically(target.parent / EXTRAS, functools.partial(shutil.copyfile, storage.local_copy(extras)))
+    storage.write_checked(target, functools.partial(shutil.copyfile, storage.local_copy(source)))
+
+
+def _check_whole(path: Path) -> None:
+    """Raises InputError if a checkpoint is not what `save` wrote. Nothing tells that of one that others wrote."""
+    if storage.is_as_written(path) is False:
+        checksum = path.with_suffix(".sha256")
+        raise InputError(
+            f"{path} was changed since it was written: {checksum.name} beside it is of another. Put the .keras file "
+            f"back; or, if the change is meant, remove {checksum}."
+        )
 
 
 def load_model(local: Path, path: Path) -> keras.Model:
     """path: for errors."""
     try:
         return keras.saving.load_model(local, compile=False, safe_mode=True)
-    except (ValueError, TypeError, OSError, KeyError, NotImplementedError) as error:
+    except (ValueError, TypeError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         _, unknown, which = str(error).rpartition("Could not locate")  # the end of a long message
         if unknown:
             raise InputError(

@@ -39,16 +39,14 @@ class EmbeddingStore:
     def path(self, shard: int) -> Path:
         return self.directory / self.split.shards[shard].file.replace(".tfrecord", ".npy")
 
-    def _note(self, shard: int) -> Path:
-        return self.path(shard).with_suffix(".sha256")
-
     def made_on(self, shard: int) -> str | None:
         """The kind of machine that a corpus shard's embeddings are from; None if they are not there or not whole."""
-        path, note = self.path(shard), self._note(shard)
-        if not path.exists() or not note.exists():
+        path = self.path(shard)
+        if not path.exists() or not storage.is_as_written(path):
             return None
-        checksum, _, kind = note.read_text().partition(" ")
-        return kind if checksum == storage.sha256_of(path) else None
+        stored = storage.open_array(path)
+        whole = stored.dtype == np.float32 and stored.ndim == 2 and len(stored) == self.split.shards[shard].records
+        return storage.note_of(path) if whole else None
 
     def has(self, shard: int) -> bool:
         return self.made_on(shard) is not None
@@ -56,13 +54,11 @@ class EmbeddingStore:
     def machines(self) -> list[str]:
         """All kinds of machine that the embeddings are from; of very many shards, of 4,096."""
         shards = np.unique(np.linspace(0, len(self.split.shards) - 1, MEAN_ROWS).astype(np.int64))
-        return sorted({self._note(shard).read_text().partition(" ")[2] for shard in shards.tolist()})
+        return sorted({storage.note_of(self.path(shard)) for shard in shards.tolist()})
 
     def write(self, shard: int, embeddings: np.ndarray, kind: str) -> None:
         """embeddings: float32 [rows of the shard, dim], on the grid. kind: of machine, or GIVEN."""
-        storage.save_array(self.path(shard), embeddings)
-        note = f"{storage.sha256_of(self.path(shard))} {kind}"
-        storage.write_atomically(self._note(shard), lambda temporary: temporary.write_text(note))
+        storage.write_checked(self.path(shard), lambda temporary: np.save(temporary, embeddings), kind)
 
     @functools.cached_property
     def dim(self) -> int:

@@ -1,7 +1,7 @@
 """JSON with types: each kind of manifest is a frozen dataclass with a FORMAT, and one of another format is refused.
 
 A reader trusts a manifest, never a directory listing: manifests are written last, and name every file with its size and
-checksum.
+checksum. Each has a checksum of itself too.
 """
 
 import hashlib
@@ -24,30 +24,49 @@ class Manifest(Protocol):
 
 
 M = TypeVar("M", bound=Manifest)
+CHECKSUM = "checksum"
 
 
 def write(path: Path, manifest: Manifest) -> None:
-    write_json(path, {"format": manifest.FORMAT, **msgspec.to_builtins(manifest)})
+    told = {"format": manifest.FORMAT, **msgspec.to_builtins(manifest)}
+    value = msgspec.json.decode(msgspec.json.encode(told))  # as it is read: JSON has no NaN
+    write_json(path, {**value, CHECKSUM: _checksum(value)})
 
 
-def read(path: Path, kind: type[M]) -> M:
-    """Raises InputError if the file is no JSON, of another format, or if a field is missing or of another type."""
+def read(path: Path, kind: type[M], **place: Any) -> M:
+    """A manifest. place: fields that say where it belongs, as `round=3`; one that has None there fits everywhere.
+
+    Raises:
+      InputError: if the file is no JSON, of another format, not as it was written, of another place, or if a field is
+        missing or of another type. Without a checksum, as one is that a user wrote or changed, it is taken as it is.
+    """
     try:
         value = msgspec.json.decode(path.read_bytes())
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         remedy = "Restore it, or else make what is in its directory again."
         raise InputError(f"{path} is not a manifest: {error}. {remedy}") from None
     found = value.get("format") if isinstance(value, dict) else None
     if found != kind.FORMAT:
         raise InputError(f"{path} has format {found!r}, expected {kind.FORMAT!r}. Make it again.")
+    checksum = value.pop(CHECKSUM, None)
+    if checksum not in (None, _checksum(value)):
+        raise InputError(
+            f"{path} was changed since it was written: its {CHECKSUM} does not fit. Restore the file; or, if the "
+            f"change is meant, remove its line {CHECKSUM}."
+        )
     try:
-        return msgspec.convert(value, kind)
+        manifest = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: {error}. Restore the file, or remove its directory and make it again.") from None
+    for name, expected in place.items():
+        if getattr(manifest, name) not in (None, expected):
+            found = getattr(manifest, name)
+            raise InputError(f"{path} is of {name} {found!r}, expected {expected!r}. Put the right file back.")
+    return manifest
 
 
-def read_if_there(path: Path, kind: type[M]) -> M | None:
-    return read(path, kind) if path.exists() else None
+def read_if_there(path: Path, kind: type[M], **place: Any) -> M | None:
+    return read(path, kind, **place) if path.exists() else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,6 +77,10 @@ def write_json(path: Path, value: Any) -> None:
 def write_json_lines(path: Path, values: Sequence[Any]) -> None:
     lines = msgspec.json.Encoder().encode_lines(values)
     storage.write_atomically(path, lambda temporary: temporary.write_bytes(lines))
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
 def sha256_of_json(value: Any) -> str:

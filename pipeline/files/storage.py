@@ -9,12 +9,14 @@ manifest that they name as damaged.
 import atexit
 import functools
 import hashlib
+import math
 import os
 import re
 import shutil
 import socket
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ import psutil
 
 from pipeline.errors import InputError
 
+MEND = "Restore it, or remove it and run the same command again."
 KEPT_COPIES = 256  # of remote files, per process
 HOST = re.sub(r"\W", "-", socket.gethostname())
 TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d{1,9})\.[0-9a-f]{8}\.tmp(\.\w+)?")
@@ -79,6 +82,44 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Any:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     return result
+
+
+def write_checked(path: Path, write: Callable[[Path], Any], note: str = "") -> None:
+    """The same, and the file's SHA-256 in a file beside it: removed first, written last, so that it fits or is gone.
+
+    note: what `note_of` gives back, a line.
+    """
+
+    def write_and_sum(temporary: Path) -> str:
+        write(temporary)
+        return sha256_of(temporary)
+
+    checksum = path.with_suffix(".sha256")
+    checksum.unlink(missing_ok=True)
+    found = write_atomically(path, write_and_sum)
+    write_atomically(checksum, lambda temporary: temporary.write_text(f"{found} {note}".rstrip()))
+
+
+def is_as_written(path: Path) -> bool | None:
+    """Whether a file is what `write_checked` wrote; None if nothing beside it tells."""
+    checksum = path.with_suffix(".sha256")
+    if not checksum.exists():
+        return None
+    return checksum.read_bytes().split(b" ", 1)[0] == sha256_of(local_copy(path)).encode()
+
+
+def note_of(path: Path) -> str:
+    """What `write_checked` noted of a file."""
+    return path.with_suffix(".sha256").read_text(encoding="utf-8", errors="replace").partition(" ")[2]
+
+
+def check_writable(directory: Path) -> None:
+    """Raises InputError if a directory is there and this user may not write into it."""
+    if is_local(directory) and directory.exists() and not os.access(directory, os.W_OK):
+        raise InputError(
+            f"{directory} is read-only for this user. Make it writable, or copy the run directory to where you may "
+            f"write."
+        )
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -182,7 +223,8 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def open_array(path: Path) -> np.ndarray:
-    """A .npy file of ours, mapped: only what is looked at is read."""
+    """A .npy file of ours, mapped: only what is looked at is read. Raises InputError if it is not as long as its header
+    says, or no array."""
     with copying:
         local = local_copy(path)
         return _open_array(local, local.stat().st_mtime_ns)
@@ -190,8 +232,26 @@ def open_array(path: Path) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _open_array(path: Path, modified: int) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        with open(path, "rb") as file:
+            _check_header(file, os.fstat(file.fileno()).st_size)
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is damaged: {error}. {MEND}") from None
     return array
+
+
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}  # as we write
+
+
+def _check_header(file: Any, size: int) -> None:
+    """Raises ValueError unless a .npy file of `size` bytes holds the array that its header announces."""
+    version = np.lib.format.read_magic(file)
+    if version not in HEADERS:
+        raise ValueError(f"version {version} of the format .npy, expected one of {', '.join(map(str, HEADERS))}")
+    shape, _, dtype = HEADERS[version](file)
+    if min(shape, default=0) < 0 or file.tell() + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"its header announces {dtype} {list(shape)}, and it has {size:,} bytes")
 
 
 def save_arrays(path: Path, **arrays: np.ndarray | None) -> None:
@@ -201,9 +261,23 @@ def save_arrays(path: Path, **arrays: np.ndarray | None) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an .npz file."""
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    """Every array of an .npz file of ours. Raises InputError if it is damaged: a zip has a checksum of each member,
+    which is looked at when all of the member is read."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            with zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    inside = 0 <= member.header_offset < size and member.file_size <= size
+                    if member.compress_type != zipfile.ZIP_STORED or not inside:
+                        raise ValueError(f"{member.filename} is compressed, or announced outside the file")
+                    with archive.open(member) as content:
+                        _check_header(content, member.file_size)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged: {error}. {MEND}") from None
 
 
 def _fs(path: Any) -> Any:

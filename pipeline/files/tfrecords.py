@@ -65,22 +65,44 @@ def records_in(file: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
     """What `read_records` gives, of a path's content in an open file of that size."""
     number = position = 0
     while position < size:
-        what = f"{path}: record {number} at byte {position}"
-        header = file.read(_HEADER)
-        if len(header) < _HEADER:
-            raise InputError(f"{what} is cut off: {len(header)} of {_HEADER} header bytes. Make the file again.")
-        length, crc = struct.unpack("<QI", header)
-        if _masked_crc(header[:8]) != crc:
-            raise InputError(f"{what} is corrupt: the length's checksum is wrong. Make the file again.")
-        if length > size - position - _HEADER - _FOOTER:
-            raise InputError(f"{what} is cut off: {length} bytes announced, the file ends before. Make it again.")
-        yield _checked(file.read(length + _FOOTER), path, position)
+        length = _length(file.read(_HEADER), size - position, f"{path}: record {number} at byte {position}")
+        yield _checked(file.read(length + _FOOTER), length, path, position)
         number, position = number + 1, position + _HEADER + length + _FOOTER
 
 
-def _checked(data_and_crc: bytes, path: Path, position: int) -> bytes:
+def _length(header: bytes, left: int, what: str) -> int:
+    """The length that a record's header announces. left: bytes from there to the file's end. what: for errors."""
+    if len(header) < _HEADER:
+        raise InputError(f"{what} is cut off: {len(header)} of {_HEADER} header bytes. Make the file again.")
+    length, crc = struct.unpack("<QI", header)
+    if _masked_crc(header[:8]) != crc:
+        raise InputError(f"{what} is corrupt: the length's checksum is wrong. Make the file again.")
+    if length > left - _HEADER - _FOOTER:
+        raise InputError(f"{what} is cut off: {length} bytes announced, the file ends before. Make it again.")
+    return int(length)
+
+
+def check_lengths(path: Path, records: int) -> None:
+    """Compares the lengths that a file's records announce with the file: TensorFlow's reader allocates what they say.
+
+    Raises:
+      InputError: naming the file and what does not fit.
+    """
+    found = position = 0
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        while position < size:
+            file.seek(position)
+            what = f"{path}: record {found} at byte {position}"
+            position += _HEADER + _length(file.read(_HEADER), size - position, what) + _FOOTER
+            found += 1
+    if found != records:
+        raise InputError(f"{path} holds {found} records, expected {records}. Make the file again.")
+
+
+def _checked(data_and_crc: bytes, length: int, path: Path, position: int) -> bytes:
     data = data_and_crc[:-_FOOTER]
-    if len(data_and_crc) < _FOOTER or int.from_bytes(data_and_crc[-_FOOTER:], "little") != _masked_crc(data):
+    if len(data_and_crc) != length + _FOOTER or int.from_bytes(data_and_crc[-_FOOTER:], "little") != _masked_crc(data):
         raise InputError(
             f"{path}: the record at byte {position} is corrupt: its data's checksum is wrong. Make it again."
         )
@@ -94,10 +116,11 @@ def read_records_at(path: Path, offsets: Sequence[int], lengths: Sequence[int]) 
     if not storage.is_local(path):
         ends = [offset + _HEADER + length + _FOOTER for offset, length in zip(offsets, lengths, strict=True)]
         parts = storage.read_ranges(path, offsets, ends)
-        return [_checked(part[_HEADER:], path, offset) for part, offset in zip(parts, offsets, strict=True)]
+        asked = zip(parts, lengths, offsets, strict=True)
+        return [_checked(part[_HEADER:], length, path, offset) for part, length, offset in asked]
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return [
-            _checked(data[offset + _HEADER : offset + _HEADER + length + _FOOTER], path, offset)
+            _checked(data[offset + _HEADER : offset + _HEADER + length + _FOOTER], length, path, offset)
             for offset, length in zip(offsets, lengths, strict=True)
         ]
 

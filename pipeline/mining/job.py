@@ -85,7 +85,7 @@ def mine_round(
         beam.run(options, build)
     _remove_work(job)
     taken, finished = float(f"{time.time() - started:.2f}"), time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    manifests.write(job.round.stats, Stats(mining_seconds=taken, finished=finished))
+    manifests.write(job.round.stats, Stats(mining_seconds=taken, finished=finished, round=round.number))
     return Mined.of(run_dir, manifests.read(job.round.manifest, TripletsManifest), taken)
 
 

@@ -62,16 +62,17 @@ class TripletsManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """stats.json: what differs from run to run, and is no part of triplets.json."""
+    """stats.json: what differs from run to run, and is no part of triplets.json. round: None in those of before."""
 
     FORMAT: ClassVar[str] = "triplet-miner-stats/2"
     mining_seconds: float
     finished: str
+    round: int | None = None
 
 
 def read_manifest(round: Round, corpus: Corpus) -> TripletsManifest:
     """Checked against the corpus; the shards are not looked at."""
-    manifest = manifests.read(round.manifest, TripletsManifest)
+    manifest = manifests.read(round.manifest, TripletsManifest, round=round.number)
     for name, found, expected in (
         ("corpus", manifest.corpus_fingerprint, corpus.fingerprint),
         ("metric", manifest.metric, METRIC),

@@ -81,7 +81,8 @@ def mine_corpus(
             return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
         except InputError:
             if Run(corpus.run_dir).newest_checkpoint() != before:  # ours: it would be in the way of the next try
-                round.checkpoint.unlink()
+                for path in (round.checkpoint, round.checkpoint.with_suffix(".sha256")):
+                    path.unlink(missing_ok=True)
             raise
 
 
@@ -130,7 +131,7 @@ def _round_of(run: Run, digest: str) -> Round:
     if newest is None:
         round = run.round(0)
     else:
-        held = manifests.read(newest.manifest, TripletsManifest).checkpoint_digest
+        held = manifests.read(newest.manifest, TripletsManifest, round=newest.number).checkpoint_digest
         round = newest if held == digest else newest.next
     if round.checkpoint.exists() and load_network(round.checkpoint).digest() != digest:
         raise InputError(

@@ -5,7 +5,6 @@ Each step reads files by name and writes files by name, so that it can run anywh
 
 import functools
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -248,10 +247,10 @@ class Scan(SelectionStep):
 
 
 def _read_found(path: Path) -> Found | None:
-    """What an interrupted run left, if it is there and whole: a zip checks its members' CRCs."""
+    """What an interrupted run left, if it is there and whole."""
     try:
         return Found(**storage.read_arrays(path))
-    except (FileNotFoundError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+    except (FileNotFoundError, InputError, TypeError):
         return None
 
 

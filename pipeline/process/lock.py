@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import Locked
 from pipeline.files.layout import Run
-from pipeline.files.storage import is_local, remove_leftovers
+from pipeline.files.storage import check_writable, is_local, remove_leftovers
 
 MINER, TRAINER = "mine", "train"
 
@@ -26,10 +26,12 @@ def hold(run_dir: Path, *roles: str) -> Iterator[None]:
 
     Raises:
       Locked: naming the holder.
+      InputError: if this user may not write there.
     """
     if not is_local(run_dir):
         yield
         return
+    check_writable(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         for role in roles:

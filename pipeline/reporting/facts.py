@@ -51,7 +51,11 @@ class RoundFacts:
 
 def facts_of(round: Round, corpus: Corpus) -> RoundFacts:
     manifest = read_manifest(round, corpus) if round.manifest.exists() else None
-    evaluations = {split: manifests.read_if_there(round.evaluation(split), Evaluation) for split in SPLITS}
+    number = round.number
+    evaluations = {
+        split: manifests.read_if_there(round.evaluation(split), Evaluation, round=number, split=split)
+        for split in SPLITS
+    }
     # A warm-up may have replaced round 0's checkpoint since it was evaluated.
     fits = {
         split: found.measures
@@ -59,6 +63,6 @@ def facts_of(round: Round, corpus: Corpus) -> RoundFacts:
         if found and (manifest is None or manifest.checkpoint_digest == found.checkpoint_digest)
     }
     return RoundFacts(
-        number=round.number, manifest=manifest, stats=manifests.read_if_there(round.stats, Stats),
-        metrics=manifests.read_if_there(round.metrics, Metrics), evaluations=fits,
+        number=number, manifest=manifest, stats=manifests.read_if_there(round.stats, Stats, round=number),
+        metrics=manifests.read_if_there(round.metrics, Metrics, round=number), evaluations=fits,
     )  # fmt: skip

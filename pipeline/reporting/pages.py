@@ -57,6 +57,8 @@ def report(run_dir: Path, numbers: tuple[int, ...] = (), packs: int | None = Non
     """Writes the pages of rounds, or of all that are mined, and the one over rounds."""
     corpus, run = Corpus.open(run_dir), Run(run_dir)
     numbers = numbers or tuple(round.number for round in run.rounds() if round.manifest.exists())
+    for folder in (run_dir, *(run.round(number).path for number in numbers)):
+        storage.check_writable(folder)
     suspected = {number: write_round(run_dir, number, corpus, packs) for number in numbers}
     pages = {number: str(run.round(number).report) for number in numbers}
     return Reported(pages=pages, suspected=suspected, index=str(write_index(run_dir, corpus)))
@@ -82,8 +84,7 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
             f"--run_dir {run_dir}"
         )
     found = sample.read_sample(round.triplets, manifest, packs or sample.packs_to_read(manifest), split)
-    embedded = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
-    store = embedded if all(map(embedded.has, range(len(split.shards)))) else None  # somebody may have removed them
+    store = _embeddings(EmbeddingStore(round, corpus, manifest.checkpoint_digest))
     evidence: Pairs = found  # of what is confused and mislabelled
     if facts.spread and store:
         evidence = neighbours.nearest_others(store, seed=number)
@@ -119,6 +120,23 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
         ],
     )  # fmt: skip
     return len(suspected)
+
+
+def _embeddings(store: EmbeddingStore) -> EmbeddingStore | None:
+    """The round's embeddings; None if they are not all there: somebody may have removed them.
+
+    Raises:
+      InputError: if one is damaged: the page would be another.
+    """
+    shards = range(len(store.split.shards))
+    if not all(store.path(shard).exists() for shard in shards):
+        return None
+    for shard in shards:
+        if not store.has(shard):
+            raise InputError(
+                f"{store.path(shard)} is not what was mined with. Restore it, or remove it: pages do without."
+            )
+    return store
 
 
 def write_suspects(path: Path, suspected: list[Suspect], corpus: Corpus) -> None:

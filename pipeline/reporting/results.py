@@ -45,13 +45,15 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """evaluation-SPLIT.json. measures: by name, see trainer/measures; None where there are no pairs for it."""
+    """evaluation-SPLIT.json. measures: by name, see trainer/measures; None where there are no pairs for it. round:
+    whose checkpoint, None in those of before."""
 
     FORMAT: ClassVar[str] = "triplet-miner-evaluation/2"
     split: str
     corpus_fingerprint: str
     checkpoint_digest: str
     measures: Measures
+    round: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

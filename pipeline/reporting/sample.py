@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline.corpus.corpus import Split
 from pipeline.errors import InputError
-from pipeline.files import tfrecords
+from pipeline.files import manifests, tfrecords
+from pipeline.files.manifests import Shard
 from pipeline.mining.manifest import TripletsManifest
 
 READ_ROWS = 1 << 16  # of packs, counted as often as they are in one
@@ -71,7 +72,7 @@ def read_sample(directory: Path, manifest: TripletsManifest, packs: int, split: 
     """Reads about that many packs of a mined round, out of shards that lie evenly over all.
 
     Raises:
-      InputError: a shard is missing, damaged, or shorter than the manifest says, or there is no triplet.
+      InputError: a shard is missing, damaged or of another size than the manifest says, or there is no triplet.
     """
     shards, each = [shard for shard in manifest.shards if shard.records], manifest.packs
     if packs < each:
@@ -79,7 +80,7 @@ def read_sample(directory: Path, manifest: TripletsManifest, packs: int, split: 
         each = math.ceil(packs / len(shards))
     rows, triplets = [], []
     for shard in shards:
-        for pack in _packs(directory / shard.file, min(each, shard.records)):
+        for pack in _packs(directory / "triplets.json", shard, min(each, shard.records)):
             row = pack["row"]
             rows.append(row)
             sides = [row[pack[side]] for side in ("anchor", "positive", "negative")]
@@ -97,15 +98,18 @@ def classes_of(split: Split, anchor: np.ndarray, negative: np.ndarray) -> np.nda
     return np.stack([split.class_of(anchor), split.class_of(negative)], axis=1)
 
 
-def _packs(path: Path, count: int) -> Iterator[dict[str, Any]]:
+def _packs(manifest: Path, shard: Shard, count: int) -> Iterator[dict[str, Any]]:
+    """A shard's first packs. What is read whole is compared with the manifest; of another file, its size."""
+    path = manifest.parent / shard.file
     if not path.exists():
         raise InputError(f"{path} is missing, triplets.json lists it. {MEND.format(path.parent)}")
-    found = 0
-    for record in itertools.islice(tfrecords.read_records(path), count):
-        found += 1
-        yield tfrecords.parse_example(record)
-    if found < count:
-        raise InputError(f"{path} ends after {found} records, triplets.json lists more. {MEND.format(path.parent)}")
+    if count == shard.records:
+        manifests.check_shard(manifest, shard)
+    elif path.stat().st_size != shard.bytes:
+        raise InputError(
+            f"{path} has {path.stat().st_size} bytes, triplets.json lists {shard.bytes}. {MEND.format(path.parent)}"
+        )
+    yield from map(tfrecords.parse_example, itertools.islice(tfrecords.read_records(path), count))
 
 
 def drawn(sample: Sample, count: int, seed: int) -> np.ndarray:

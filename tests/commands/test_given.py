@@ -138,7 +138,8 @@ def test_without_negatives_there_is_no_file(tmp_path):
     assert not (corpus.directory / "given.npy").exists() and "given negatives" not in str(made)
     path = corpus.directory / "corpus.json"
     told = json.loads(path.read_text())
-    path.write_text(json.dumps({name: value for name, value in told.items() if not name.startswith("given_")}))
+    older = {name: value for name, value in told.items() if not name.startswith("given_") and name != "checksum"}
+    path.write_text(json.dumps(older))
     assert Corpus.open(tmp_path / "run").fingerprint == corpus.fingerprint, "as one that was made before"
 
 

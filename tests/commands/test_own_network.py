@@ -1,13 +1,12 @@
 """One's own networks: whatever Keras can build goes through all commands."""
 
-import json
 from pathlib import Path
 
 import keras
 import numpy as np
 import own_networks
 import pytest
-from conftest import copied
+from conftest import copied, edit
 
 from pipeline import Corpus, mine, mine_corpus
 from pipeline.embedding.network import Extras, load_network
@@ -124,8 +123,7 @@ def test_a_fresh_process_that_is_killed_is_named_as_a_lack_of_memory(bare, tmp_p
 def test_a_module_that_is_gone_is_named(bare, capsys):
     assert init.main(["--run_dir", str(bare), "--model", "own_networks:subclassed"]) == 0
     path = Run(bare).round(0).checkpoint.parent / "network.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"imports": ["gone"]}))
+    edit(path, imports=["gone"])
     with pytest.raises(InputError, match="network.json names the module gone"):
         mine.main(["--run_dir", str(bare)])
 

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import copied, packs_of
+from conftest import copied, edit, packs_of
 
 from pipeline import records
 from pipeline.corpus.corpus import Corpus
@@ -74,9 +74,10 @@ def test_inspect_refuses_what_is_no_example_and_what_is_no_file(tmp_path):
 
 def test_a_changed_manifest_is_refused(small_run):
     path = Run(small_run).corpus_manifest
-    manifest = json.loads(path.read_text())
-    manifest["splits"]["train"]["labels"][0] = "other"
-    path.write_text(json.dumps(manifest))
+    path.write_text(path.read_text().replace('"grouped": false', '"grouped": true'))
+    with pytest.raises(InputError, match="corpus.json was changed since it was written: its checksum does not fit"):
+        Corpus.open(small_run)
+    edit(path)
     with pytest.raises(InputError, match="changed by hand"):
         Corpus.open(small_run)
 

@@ -159,12 +159,15 @@ def test_nothing_to_train_and_no_corpus(small_run, tmp_path):
 
 def test_another_checkpoint_than_the_round_was_mined_with_is_refused(run):
     path = Run(run).round(0).checkpoint
-    model = load_network(path).model
-    model.layers[-2].bias.assign(np.ones(64))
-    model.save(path)
+    network = load_network(path)
+    network.model.layers[-2].bias.assign(np.ones(64))
+    network.save(path)
     with pytest.raises(InputError, match="round 0 was mined with"):
         train.main(["--run_dir", str(run)])
     path.write_bytes(b"not a model")
+    with pytest.raises(InputError, match="model.keras was changed since it was written: model.sha256 beside it"):
+        train.main(["--run_dir", str(run)])
+    path.with_suffix(".sha256").unlink()
     with pytest.raises(InputError, match="not a Keras model"):
         train.main(["--run_dir", str(run)])
 

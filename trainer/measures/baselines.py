@@ -28,7 +28,7 @@ def measure_baselines(corpus: Corpus, name: str) -> dict[str, Measures]:
     Images: pixels. Vectors: as they come. Texts: TF-IDF of words and of characters, fitted on the train split.
     """
     path, split = Run(corpus.run_dir).baselines(name), corpus.split(name)
-    found = manifests.read_if_there(path, Baselines)
+    found = manifests.read_if_there(path, Baselines, split=name)
     if found is None or found.corpus_fingerprint != corpus.fingerprint:
         label, query = split.class_of(np.arange(split.rows)), queries_of(corpus, split)
         measures: dict[str, Measures] = {}

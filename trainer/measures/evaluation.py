@@ -12,7 +12,7 @@ from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
-from pipeline.files.storage import location
+from pipeline.files.storage import check_writable, location
 from pipeline.reporting.results import Best, Evaluation, Measures, worse_than_untrained
 from pipeline.triplets.arrays import codes_of, normalised, refuse_missing
 from pipeline.triplets.rows import to_grid
@@ -123,7 +123,7 @@ def evaluate_rounds(
       split_name: `train`, `validation` or `eval`.
       which: see `measure`.
     Raises:
-      InputError: if a round has no checkpoint, or if the split is empty.
+      InputError: if a round has no checkpoint, if the split is empty, or if this user may not write there.
     """
     run_dir = location(run_dir)
     run, corpus = Run(run_dir), Corpus.open(run_dir)
@@ -144,6 +144,8 @@ def evaluate_rounds(
     for number in titles:
         if not run.round(number).checkpoint.exists():
             raise InputError(f"round {number} has no checkpoint; the newest is round {newest.number}'s")
+    for folder in (run_dir, *(run.round(number).path for number in titles)):
+        check_writable(folder)
     split.check()
     label, rows = split.class_of(np.arange(split.rows)), dict[str, Measures]()
     query = queries_of(corpus, split)
@@ -154,7 +156,7 @@ def evaluate_rounds(
         rows[f"round {number}" + (", best" if title == "best" else "")] = found
         evaluation = Evaluation(
             split=split_name, corpus_fingerprint=corpus.fingerprint, measures=found,
-            checkpoint_digest=embedder.network.digest(),
+            checkpoint_digest=embedder.network.digest(), round=number,
         )  # fmt: skip
         manifests.write(round.evaluation(split_name), evaluation)
     known = corpus.manifest.known_classes(split_name)

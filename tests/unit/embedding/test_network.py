@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline.embedding.network import Network, function_at, load_network
+from pipeline.embedding.network import Network, copy_checkpoint, function_at, load_network
 from pipeline.errors import InputError
 
 
@@ -40,6 +40,27 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(tmp_path):
     np.savez(tmp_path / "m.npz", a=np.zeros(3))
     (tmp_path / "m.npz").rename(tmp_path / "m.keras")
     with pytest.raises(InputError, match="m.keras is not a Keras model that can be loaded"):
+        load_network(tmp_path / "m.keras")
+
+
+def test_a_checkpoint_that_was_changed_or_exchanged_is_refused(tmp_path):
+    one, other = tmp_path / "one" / "model.keras", tmp_path / "other" / "model.keras"
+    for path, seed in ((one, 0), (other, 1)):
+        Network(network(seed), "").save(path)
+    assert load_network(one).digest() == digest(network())
+    one.write_bytes(other.read_bytes())
+    for read in (load_network, lambda path: copy_checkpoint(path, tmp_path / "best" / "model.keras")):
+        with pytest.raises(InputError, match="model.keras was changed since .*: model.sha256 beside it is of another"):
+            read(one)
+    one.with_suffix(".sha256").unlink()
+    assert load_network(one).digest() == digest(network(1)), "as it was meant"
+
+
+@pytest.mark.parametrize("end", [100, -100, -30, -1])
+def test_a_cut_checkpoint_of_others_is_refused(tmp_path, end):
+    network().save(tmp_path / "m.keras")
+    (tmp_path / "m.keras").write_bytes((tmp_path / "m.keras").read_bytes()[:end])
+    with pytest.raises(InputError, match="m.keras is not a Keras model"):
         load_network(tmp_path / "m.keras")
 
 

@@ -5,6 +5,7 @@ import pytest
 from handmade import write_corpus
 
 from pipeline.embedding.store import EmbeddingStore
+from pipeline.files import storage
 from pipeline.files.layout import Round
 
 VECTORS = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -43,6 +44,12 @@ def test_each_shard_says_on_which_kind_of_machine_it_was_made(store):
     note = store.path(0).with_suffix(".sha256")
     note.write_text(note.read_text().split()[0])  # as it was written before
     assert store.made_on(0) == ""
+
+
+@pytest.mark.parametrize("stored", [np.zeros((3, 4), np.float32), np.zeros((4, 4)), np.zeros(16, np.float32)])
+def test_embeddings_of_another_shape_are_not_there(store, stored):
+    storage.write_checked(store.path(0), lambda temporary: np.save(temporary, stored))
+    assert not store.has(0) and store.has(1)
 
 
 def test_another_checkpoint_has_another_folder(store, tmp_path):

@@ -47,6 +47,56 @@ def test_what_is_no_such_manifest_is_refused_with_the_reason(tmp_path, text, mes
         manifests.read(tmp_path / "album.json", Album)
 
 
+def test_a_manifest_that_was_changed_is_refused_unless_its_checksum_is_left_out(tmp_path):
+    path = tmp_path / "album.json"
+    manifests.write(path, ALBUM)
+    text = path.read_text()
+    path.write_text(text.replace('"records": 1', '"records": 2'))
+    with pytest.raises(InputError, match="album.json was changed since .* if the change is meant, remove its line"):
+        manifests.read(path, Album)
+    told = json.loads(path.read_text())
+    del told["checksum"]
+    path.write_text(json.dumps(told))
+    assert manifests.read(path, Album).shards[0].records == 2
+    for name in ("note", "checksum"):  # a field with another name is none
+        path.write_text(text.replace(f'"{name}"', f'"{name[:-1]}_"'))
+        if name == "note":
+            with pytest.raises(InputError, match="was changed"):
+                manifests.read(path, Album)
+
+
+def test_a_manifest_of_another_place_is_refused(tmp_path):
+    path = tmp_path / "album.json"
+    manifests.write(path, ALBUM)
+    assert manifests.read(path, Album, title="ein Lied", note="any") == ALBUM
+    with pytest.raises(InputError, match="album.json is of title 'ein Lied', expected 'zwei'. Put the right file back"):
+        manifests.read_if_there(path, Album, title="zwei")
+
+
+def test_what_json_has_no_word_for_is_summed_as_it_is_read(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Odd:
+        FORMAT: ClassVar[str] = "odd/1"
+        values: dict[str, float | None]
+
+    manifests.write(tmp_path / "odd.json", Odd(values={"b": float("nan"), "a": 0.1, "ä": 1e300}))
+    assert manifests.read(tmp_path / "odd.json", Odd).values == {"b": None, "a": 0.1, "ä": 1e300}
+
+
+def test_no_flipped_bit_of_a_manifest_goes_unseen(tmp_path):
+    path = tmp_path / "album.json"
+    manifests.write(path, ALBUM)
+    before = path.read_bytes()
+    for bit in range(8 * len(before)):
+        data = bytearray(before)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            assert manifests.read(path, Album) == ALBUM
+        except InputError:
+            pass
+
+
 HOSTILE = ["../a.tfrecord", "/etc/passwd", "..", ".", "", "a/b", "a/", "./a", "a\0b"]
 OTHERS = {"index": "a.npy", "index_bytes": 1, "index_sha256": "0"}
 

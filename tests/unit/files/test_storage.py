@@ -1,6 +1,7 @@
 """Files on a disk and in a store: all of it or nothing, and whose leftovers go."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -100,6 +101,71 @@ def test_arrays_come_back_and_those_that_are_none_are_left_out(tmp_path):
     storage.save_arrays(tmp_path / "a.npz", row=np.arange(3), group=None)
     assert storage.read_arrays(tmp_path / "a.npz")["row"].tolist() == [0, 1, 2]
     assert storage.read_arrays(tmp_path / "a.npz").keys() == {"row"}
+
+
+def announced(shape, descr="<i8"):
+    """48 bytes behind a header that says so."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": descr})
+    return file.getvalue() + bytes(48)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        announced((3, 2))[:-1], announced((3, 2))[:60], b"", announced((3, 2)) + b"x", announced((3, 1)),
+        announced((9,)), announced((3, 2), "<i4"), announced((2**45,)), announced((2**62, 4)), announced((-3, -2)),
+        announced((6,), "|O"), announced((2**61, 8, 0)), b"PK\3\4" + bytes(50),
+        announced((6,)).replace(b"NUMPY\1", b"NUMPY\3"),
+    ],
+)
+def test_an_array_that_is_not_as_long_as_its_header_says_is_refused(tmp_path, content):
+    path = tmp_path / "a.npy"
+    path.write_bytes(announced((3, 2)))
+    assert storage.open_array(path).shape == (3, 2)
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="a.npy is damaged: .* Restore it, or remove it"):
+        storage.open_array(path)
+
+
+def test_any_flipped_bit_of_arrays_is_found_or_without_effect(tmp_path):
+    path, expected = tmp_path / "a.npz", {"key": np.array("digest"), "a/0": np.arange(6.0).reshape(2, 3)}
+    storage.save_arrays(path, **expected)
+    before, refused = path.read_bytes(), 0
+    for bit in range(8 * len(before)):
+        data = bytearray(before)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = storage.read_arrays(path)
+        except InputError as error:
+            assert "a.npz is damaged" in str(error)
+            refused += 1
+            continue
+        assert found.keys() <= expected.keys()  # one flip hides a member: who reads must miss it
+        assert all(found[name].tobytes() == expected[name].tobytes() for name in found)
+    assert refused > 8 * sum(value.nbytes for value in expected.values())
+
+
+def test_arrays_that_are_compressed_are_none_of_ours(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10**6))
+    with pytest.raises(InputError, match="a.npz is damaged: a.npy is compressed, or announced outside the file"):
+        storage.read_arrays(tmp_path / "a.npz")
+
+
+def test_a_file_with_its_checksum(tmp_path):
+    path = tmp_path / "a.bin"
+    assert storage.is_as_written(path) is None
+    storage.write_checked(path, lambda temporary: temporary.write_bytes(b"abc"))
+    assert storage.is_as_written(path) and storage.names(tmp_path).sort() == ["a.bin", "a.sha256"].sort()
+    path.write_bytes(b"abd")
+    assert storage.is_as_written(path) is False
+    (tmp_path / "a.sha256").write_bytes(b"\xff")
+    assert storage.is_as_written(path) is False
+    with pytest.raises(RuntimeError):
+        storage.write_checked(path, lambda temporary: [][0] if not temporary else (_ for _ in ()).throw(RuntimeError))
+    assert storage.is_as_written(path) is None, "a write that was cut off leaves no checksum of another file"
 
 
 @pytest.fixture

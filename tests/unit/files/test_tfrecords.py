@@ -66,6 +66,22 @@ def test_an_empty_file_is_named(file):
         tfrecords.read_records_at(file, [0], [3])
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: flip(path, 2), "record 0 at byte 0 is corrupt"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "record 2 at byte 35 is cut off"),
+        (lambda path: path.write_bytes(path.read_bytes()[:35]), "holds 2 records, expected 3"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "record 3 at byte 551 is cut off: 1 of 12"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_found_before_others_read_the_file(file, spoil, message):
+    tfrecords.check_lengths(file, 3)
+    spoil(file)
+    with pytest.raises(InputError, match=f"some.tfrecord.*{message}"):
+        tfrecords.check_lengths(file, 3)
+
+
 def test_a_huge_length_allocates_nothing(file):
     length = struct.pack("<Q", 2**60)
     crc = google_crc32c.value(length)
@@ -73,6 +89,8 @@ def test_a_huge_length_allocates_nothing(file):
     file.write_bytes(length + struct.pack("<I", masked) + b"x")
     with pytest.raises(InputError, match="1152921504606846976 bytes announced"):
         list(tfrecords.read_records(file))
+    with pytest.raises(InputError, match="1152921504606846976 bytes announced"):
+        tfrecords.check_lengths(file, 1)
 
 
 def test_a_write_that_fails_leaves_the_old_file(file):

@@ -79,14 +79,15 @@ def test_damage_is_named(corpus, tmp_path):
     manifest = write_round(tmp_path, some_packs(4))
     path = Round(tmp_path, 0).triplets / manifest.shards[0].file
     whole = path.read_bytes()
-    for content, message in (
-        (whole[: len(whole) // 2], "record .* is cut off"),
-        (whole[:50] + bytes([whole[50] ^ 1]) + whole[51:], "the record at byte 0 is corrupt"),
-        (b"", "ends after 0 records, triplets.json lists more. Restore it, or remove .*triplets and mine"),
+    for content, packs, message in (
+        (whole[:50] + bytes([whole[50] ^ 1]) + whole[51:], 2, "the record at byte 0 is corrupt"),
+        (whole[:50] + bytes([whole[50] ^ 1]) + whole[51:], 4, "is not what .*triplets.json lists"),
+        (whole[:-1], 2, "bytes, triplets.json lists .* Restore it, or remove .*triplets and mine"),
+        (whole[:-1], 4, "is not what .*triplets.json lists"),
     ):
         path.write_bytes(content)
         with pytest.raises(InputError, match=f"{path.name}.*{message}"):
-            read(tmp_path, manifest, 4, corpus)
+            read(tmp_path, manifest, packs, corpus)
     path.unlink()
     with pytest.raises(InputError, match=f"{path.name} is missing"):
         read(tmp_path, manifest, 4, corpus)
