@@ -8,12 +8,12 @@
 | 4         | an input was refused: the message names it                  | tell                   |
 | 5         | another process holds the run directory                     | leave it alone         |
 | 130, 143  | stopped by Ctrl-C or SIGTERM, progress kept                 | run the same again     |
+| 137       | stopped so in the middle of something long; or killed       | run the same again     |
 
-The last two are what a shell says of a process that a signal ended. A command ends within ten seconds of one, and at
+The last three are what a shell says of a process that a signal ended. A command ends within ten seconds of one, and at
 once when another comes while it stops.
 """
 
-import ctypes
 import importlib
 import logging
 import os
@@ -104,7 +104,7 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def _watch(signals: int) -> None:
-    """Ends the process by a signal's own action where Python's handler does not: that runs between two bytecodes of the
+    """Ends the process where Python's handler of a signal does not: that runs between two bytecodes of the
     main thread, and a long step, save or compile is one. Files have temporary names until they are whole.
 
     signals: a pipe, from which the numbers of signals are read.
@@ -116,8 +116,7 @@ def _watch(signals: int) -> None:
         os.read(signals, 1)
     select.select([signals], [], [], STOP_SECONDS - REPEAT_SECONDS)
     _leave(number, " in the middle of something long")
-    ctypes.pythonapi.PyOS_setsig(number, None)  # to the default; Python's own way is for the main thread only
-    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGKILL)  # only the main thread could set the signal's own action
 
 
 def _leave(number: int, where: str = "") -> None:
