@@ -193,6 +193,27 @@ def state_path(round: Round) -> Path:
     return round.train / "state.npz"
 
 
+@contextlib.contextmanager
+def event_log(round: Round, suffix: str = "") -> Iterator[Any]:
+    """A summary writer for TensorBoard's events of a round; in a bucket, which TensorFlow may not know, one that writes
+    nothing.
+
+    Raises:
+      OSError: if the disk refuses.
+    """
+    path = round.train / "logs"
+    local = storage.is_local(path)
+    try:
+        writer = create_file_writer(str(path), filename_suffix=suffix or None) if local else create_noop_writer()
+        with contextlib.closing(writer):
+            yield writer
+    except tf.errors.OpError as error:
+        _, ours, reason = error.message.partition(str(path))
+        if not ours:
+            raise
+        raise OSError(f"{path}{reason.splitlines()[0]}") from None
+
+
 def _mined_with(round: Round, manifest: TripletsManifest) -> Network:
     """The checkpoint, compared with what the round was mined with."""
     if not round.checkpoint.exists():
@@ -271,10 +292,8 @@ class Training:
         per_epoch = math.ceil(self.manifest.packs / packs_per_batch(self.manifest, self.batch_rows) / self.replicas)
         steps, stopped_by = self.options.epochs * per_epoch, "epochs"
         started = time.time() - progress.seconds
-        train = self.round.train  # TensorFlow's writer knows not all stores that we do
-        logs = create_file_writer(str(train / "logs")) if storage.is_local(train) else create_noop_writer()
         stage = Stage(name="train", unit="steps", total=steps, done=lambda: progress.step)
-        with contextlib.closing(logs), live(stage), postponed_stop(self.state.save) as stop_if_asked:
+        with event_log(self.round) as logs, live(stage), postponed_stop(self.state.save) as stop_if_asked:
             log.info(
                 "training round %d on %s: %s triplets in %s packs", self.round.number, device_name(),
                 f"{self.manifest.triplets:,}", f"{self.manifest.packs:,}",

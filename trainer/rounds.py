@@ -4,7 +4,6 @@ What the plan says is done once: rounds that were stopped go on where they were,
 have had. Their number is a total: more of them are asked for by a larger one.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from pipeline.reporting import pages
 from pipeline.reporting.facts import facts_of
 from pipeline.reporting.results import Best, Evaluation, Measures, Metrics, worse_than_untrained
 from trainer.first import write_first
-from trainer.loop import Schedule, train_held
+from trainer.loop import Schedule, event_log, train_held
 from trainer.measures.baselines import measure_baselines
 from trainer.measures.evaluation import evaluate_rounds
 from trainer.measures.retrieval import has_queries
@@ -231,10 +230,9 @@ class Rounds:
 
     def _log_validation(self, round: Round) -> None:
         """For TensorBoard, at the step that training the round ended at."""
-        found, logs = self._validation(round.next), round.train / "logs"
-        if found and storage.is_local(logs):
-            writer = tf.summary.create_file_writer(str(logs), filename_suffix=".validation")
-            with contextlib.closing(writer), writer.as_default(step=self._metrics(round).total_steps):
+        if found := self._validation(round.next):
+            step = self._metrics(round).total_steps
+            with event_log(round, ".validation") as logs, logs.as_default(step=step):
                 for name, value in found.measures.items():
                     tf.summary.scalar(f"validation/{name}", value)
 

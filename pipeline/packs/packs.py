@@ -17,7 +17,7 @@ class PackOptions:
     """What shares a record: P classes x K rows with all triplets among them."""
 
     packs: Literal["triplets", "spread"] = "triplets"
-    """begin with triplets over the corpus; or spread: every row once, its pairs and its classes far apart"""
+    """begin with triplets over the corpus; or spread: every row, its pairs and its classes far apart"""
     pack_rows: int = 128
     """rows a record holds (P x K); 3: lone triplets"""
     fill: int = 4

@@ -1,4 +1,6 @@
-"""Packs that are spread out: every row once, beside classmates far from it, among classes far from each other.
+"""Packs that are spread out: every row beside classmates far from it, among classes far from each other.
+
+A row is in one pack, or in two if it completes a group.
 
 1. Within a class, the two rows that lie farthest apart become a group, and so on with those that are left: hard
    positives, which Hermans et al. (https://arxiv.org/abs/1703.07737) take from a batch and this takes from the class.

@@ -52,8 +52,11 @@ def _hold(run: Run, role: str) -> Iterator[None]:
             raise Locked(f"{run.path} is held by {holder}. Wait until it is done, or stop it.") from None
         file.truncate(0)
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        file.write(f"a process that may {role}: {os.getpid()} on {socket.gethostname()}, since {since}\n")
-        file.flush()
+        try:
+            file.write(f"a process that may {role}: {os.getpid()} on {socket.gethostname()}, since {since}\n")
+            file.flush()
+        except OSError as error:  # a full disk names no file
+            raise OSError(error.errno, error.strerror, file.name) from None
         try:
             yield
         finally:

@@ -148,6 +148,18 @@ def test_what_is_stored_decodes_to_what_is_seen(of_a_folder, name):
     assert (of_a_folder[name]["image"] == [data]) is (name in OWN)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_transparent_image_of_more_than_a_megapixel_is_seen_whole(tmp_path, mode):
+    """It is converted in strips."""
+    size = (1100, 1300)
+    image = PICTURE.resize(size)
+    image.putalpha(MASK.resize(size))
+    data = encoded(image.convert(mode), "PNG")
+    write(tmp_path / "source" / "a", {"large.png": data})
+    [example] = everything(ingested(tmp_path / "run", f"images:{tmp_path / 'source'}", **NO_HOLD_OUT))
+    assert_seen(example, data)
+
+
 @pytest.mark.parametrize("source", ["csv", "parquet", "tfrecord"])
 def test_images_are_the_same_from_every_source(of_a_folder, tmp_path, source):
     files = OWN | CHANGED

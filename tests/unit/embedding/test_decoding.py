@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.corpus.manifest import Feature
-from pipeline.embedding.decoding import Inputs, rows_of
+from pipeline.embedding.decoding import AT_ONCE, PIXELS, Inputs, rows_of
 from pipeline.files.tfrecords import make_example
 
 VECTOR = Feature(kind="vector", shape=(3,), dtype="float32")
@@ -31,8 +31,19 @@ def test_images_are_resized_as_tensorflow_resizes_them(size, channels):
 def test_images_of_several_sizes_and_channels_become_of_one():
     images = [np.full((4, 6, 1), 100, np.uint8), np.full((9, 2, 3), 100, np.uint8)]
     encoded = tf.constant([tf.io.encode_png(image).numpy() for image in images])
-    found = Inputs(image_feature(None, None, 3), (5, 5, 3)).of_payload(encoded)
-    np.testing.assert_allclose(found, np.full((2, 5, 5, 3), 100.0), atol=1e-4)
+    jpeg = tf.io.encode_jpeg(np.full((8, 16, 3), 100, np.uint8)).numpy()
+    found = Inputs(image_feature(None, None, 3), (5, 5, 3)).of_payload(tf.constant([*encoded.numpy(), jpeg]))
+    np.testing.assert_allclose(found, np.full((3, 5, 5, 3), 100.0), atol=1e-4)
+
+
+def test_images_too_large_to_be_decoded_side_by_side_become_the_same():
+    """One of more pixels than a tenth of PIXELS is among them."""
+    small, large = np.full((30, 20, 1), 50, np.uint8), np.full((PIXELS // AT_ONCE // 4000 + 1, 4000, 1), 200, np.uint8)
+    encoded = tf.constant([tf.io.encode_png(image).numpy() for image in (small, large, small)])
+    for feature in (image_feature(None, None, 1), image_feature(*large.shape)):
+        taken = Inputs(feature, (4, 4, 1))
+        found = tf.function(taken.of_payload, autograph=False)(encoded)
+        np.testing.assert_allclose(found[:, 0, 0, 0], [50, 200, 50], atol=1e-4)
 
 
 def test_records_of_vectors_and_of_texts():
