@@ -6,6 +6,7 @@ mined     what mining came to, in words
 job       one round's mining, from start to manifest
 of_corpus the same from Python: `mine_corpus`
 export    triplets as one file for others
+work      what workers are told: the job, and its items
 graph     the flow of data: EmbedCorpus, SelectTriplets or SpreadRows, WritePacks
 steps     what happens to one element
 """

@@ -24,7 +24,7 @@ from pipeline.files.manifests import Shard, sha256_of_json
 from pipeline.mining import steps
 from pipeline.mining.manifest import TripletsManifest
 from pipeline.mining.mined import collapse, way_out
-from pipeline.mining.steps import Job
+from pipeline.mining.work import Job, list_items
 from pipeline.packs.write import SCOPES
 from pipeline.triplets.columns import column_blocks
 from pipeline.triplets.rows import Triplets
@@ -91,7 +91,7 @@ class SelectTriplets(beam.PTransform):
         chosen = (
             pipeline
             | "Count anchors" >> beam.Create([(self.anchors, column_blocks(rows))])
-            | "List work items" >> beam.FlatMapTuple(functools.partial(steps.list_items, job))
+            | "List work items" >> beam.FlatMapTuple(functools.partial(list_items, job))
             | "Spread items" >> beam.Reshuffle()
             | "Scan" >> beam.ParDo(steps.Scan(job), AsSingleton(columns))  # (item number, (Item, Found))
             | "Merge" >> beam.CombinePerKey(steps.MergeFound())

@@ -17,7 +17,8 @@ from pipeline.mining import graph
 from pipeline.mining.manifest import Stats, TripletsManifest, open_triplets
 from pipeline.mining.mined import Mined
 from pipeline.mining.options import MiningOptions
-from pipeline.mining.steps import Job, Tiling, class_runs, list_items
+from pipeline.mining.steps import class_runs
+from pipeline.mining.work import Job, Tiling, list_items
 from pipeline.packs.packs import PackOptions
 from pipeline.process import beam
 from pipeline.process.commands import log

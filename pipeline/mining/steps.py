@@ -1,13 +1,11 @@
-"""What all steps of a round know (`Job`), and what happens to one element of the graph.
+"""What happens to one element of the graph.
 
 Each step reads files by name and writes files by name, so that it can run anywhere and again.
 """
 
 import functools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,17 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.utils import shared
 
-from pipeline.corpus.corpus import Corpus, Split
+from pipeline.corpus.corpus import Split
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.machine import machine_kind
 from pipeline.embedding.network import load_network
-from pipeline.embedding.store import GIVEN, EmbeddingStore
+from pipeline.embedding.store import GIVEN
 from pipeline.errors import InputError
 from pipeline.files import storage
-from pipeline.files.layout import Round
-from pipeline.files.manifests import Shard, sha256_of_json
-from pipeline.mining.options import MiningOptions
+from pipeline.files.manifests import Shard
+from pipeline.mining.work import Item, Job
 from pipeline.packs import fill, spread
-from pipeline.packs.packs import PackOptions, Packs
+from pipeline.packs.packs import Packs
 from pipeline.packs.payload import Payload
 from pipeline.packs.write import write_packs
 from pipeline.process.commands import log
@@ -34,88 +31,12 @@ from pipeline.triplets.columns import ANCHOR_BLOCK, COLUMN_BLOCK, column_block_o
 from pipeline.triplets.given import valid_triplets
 from pipeline.triplets.pairs import draw_positives, make_pairs
 from pipeline.triplets.rows import Block, Found, Pairs, Triplets
-from pipeline.triplets.rule import Rule
 from pipeline.triplets.scan import choose, merge, scan_nearest, scan_random
 
 GROUP_ROWS = 1 << 16  # rows whose groups are looked for at a time, in whole classes
 GIVEN_TRIPLETS = 1 << 14  # in a part; each takes three embeddings in memory
 CACHE_BYTES = 256 << 20  # of column blocks, kept per process
 COUNTS = "counts"  # the second output of steps that find triplets
-SHARD_PAIRS = (4096, 26_000)  # anchor-positive pairs of a triplet shard: in small rounds, and in the largest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tiling:
-    """How a round is cut into work items: only speed. blocks: of anchors; columns: blocks of them, for `nearest`."""
-
-    blocks: int = 8
-    columns: int = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One round's mining: everything a worker needs to know, small enough to be sent to it.
-
-    threads: of a worker; None: as many as its machine has cores. machine: the kind of the one that began.
-    """
-
-    round: Round
-    mining: MiningOptions
-    packing: PackOptions
-    corpus_fingerprint: str
-    checkpoint_digest: str
-    machine: str = ""
-    threads: int | None = None
-    tiling: Tiling = Tiling()
-
-    @property
-    def rule(self) -> Rule:
-        return self.mining.rule(self.round.number)
-
-    @property
-    def pack_rule(self) -> Rule:
-        """Of triplets inside the packs."""
-        return self.mining.rule(self.round.number, self.packing.pack_pick)
-
-    @property
-    def work(self) -> Path:
-        """Intermediate results, named by everything that shapes them; removed when the round is mined."""
-        embedded = [self.corpus_fingerprint, self.checkpoint_digest, self.machine]
-        shaped_by = [self.mining, self.packing, self.tiling, *embedded]
-        return self.round.work(sha256_of_json(shaped_by)[:16])
-
-    def open_corpus(self) -> Corpus:
-        return Corpus.open(self.round.run)
-
-    def open_store(self) -> EmbeddingStore:
-        return EmbeddingStore(self.round, self.open_corpus(), self.checkpoint_digest)
-
-    def worker_threads(self) -> int:
-        """In a worker: how many it is to use."""
-        return self.threads or os.cpu_count() or 1
-
-    def shards(self, rows: int) -> int:
-        """How many triplet shards the round gets: 2,000 of growing size between the two limits of SHARD_PAIRS."""
-        pairs = min(self.mining.anchors or rows, rows) * self.mining.positives
-        least, most = SHARD_PAIRS
-        return -(-pairs // min(max(pairs // 2000, least), most))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """A work item: some anchor blocks, the number-th, against column blocks first_column to last_column - 1."""
-
-    number: int
-    first_column: int
-    last_column: int
-
-
-def list_items(job: Job, anchors: int, blocks: int) -> Iterator[Item]:
-    """Cuts the round into work items. `random` needs an anchor block's columns whole; `nearest` may split them."""
-    step = blocks if job.mining.pick == "random" else job.tiling.columns
-    for n in range(-(-anchors // (job.tiling.blocks * ANCHOR_BLOCK))):
-        for c in range(0, blocks, step):
-            yield Item(number=n, first_column=c, last_column=min(c + step, blocks))
 
 
 class Step(beam.DoFn):

@@ -26,7 +26,7 @@ from pipeline.files.tfrecords import make_example
 from pipeline.mining import job
 from pipeline.mining.manifest import open_triplets
 from pipeline.mining.options import MiningOptions, parse_shares
-from pipeline.mining.steps import Tiling
+from pipeline.mining.work import Tiling
 from pipeline.packs.packs import PackOptions
 from pipeline.packs.write import SCOPES
 from pipeline.process.beam import beam_options

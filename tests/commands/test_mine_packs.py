@@ -15,7 +15,8 @@ from pipeline.files import manifests
 from pipeline.files.layout import Round, Run
 from pipeline.mining.manifest import TripletsManifest, open_triplets
 from pipeline.mining.options import MiningOptions
-from pipeline.mining.steps import GroupRows, Job
+from pipeline.mining.steps import GroupRows
+from pipeline.mining.work import Job
 from pipeline.packs.packs import PackOptions
 from pipeline.packs.spread import MATCHED
 from trainer import init, train
@@ -41,6 +42,7 @@ def job_of(run_dir, manifest):
     return Job(
         round=Round(run_dir.absolute(), 0), mining=manifest.mining, packing=manifest.packing,
         corpus_fingerprint=manifest.corpus_fingerprint, checkpoint_digest=manifest.checkpoint_digest,
+        machine=manifest.embedded_on[0],
     )  # fmt: skip
 
 

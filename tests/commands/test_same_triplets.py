@@ -19,7 +19,7 @@ from conftest import copied, packs_of
 from pipeline import ingest, mine
 from pipeline.mining import job
 from pipeline.mining.options import MiningOptions
-from pipeline.mining.steps import Tiling
+from pipeline.mining.work import Tiling
 from pipeline.packs.packs import PackOptions
 from pipeline.triplets.arrays import mine_triplets
 from trainer import init

@@ -21,7 +21,7 @@ from pipeline.files.layout import Round, Run
 from pipeline.files.manifests import Shard
 from pipeline.mining import graph
 from pipeline.mining.options import MiningOptions
-from pipeline.mining.steps import Job
+from pipeline.mining.work import Job
 from pipeline.packs.packs import PackOptions
 
 DATAFLOW_LIMIT = 10 << 20  # bytes of a job's graph

@@ -16,7 +16,7 @@ from pipeline.files.layout import Round
 from pipeline.files.manifests import Shard
 from pipeline.mining import steps
 from pipeline.mining.options import MiningOptions
-from pipeline.mining.steps import Item, Job, Tiling
+from pipeline.mining.work import Item, Job, Tiling, list_items
 from pipeline.packs.packs import PackOptions
 from pipeline.process.beam import beam_options
 from pipeline.triplets.columns import ANCHOR_BLOCK
@@ -39,7 +39,7 @@ def job_of(run_dir, tiling=Tiling(), **options):  # noqa: B008  frozen
 @pytest.mark.parametrize("tiling", [Tiling(), Tiling(blocks=1, columns=7)], ids=str)
 def test_work_items_cover_all_anchors_and_columns_once(tmp_path, pick, tiling):
     anchors, blocks = 5000, 130
-    items = list(steps.list_items(job_of(tmp_path, tiling, pick=pick), anchors, blocks))
+    items = list(list_items(job_of(tmp_path, tiling, pick=pick), anchors, blocks))
     covered = [(item.number, column) for item in items for column in range(item.first_column, item.last_column)]
     numbers = -(-anchors // (tiling.blocks * ANCHOR_BLOCK))
     assert sorted(covered) == [(number, column) for number in range(numbers) for column in range(blocks)]

@@ -1,0 +1,91 @@
+"""What workers are told of a round: the job, and the items that its scan is cut into."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.corpus.corpus import Corpus
+from pipeline.embedding.store import EmbeddingStore
+from pipeline.files.layout import Round
+from pipeline.files.manifests import sha256_of_json
+from pipeline.mining.options import MiningOptions
+from pipeline.packs.packs import PackOptions
+from pipeline.triplets.columns import ANCHOR_BLOCK
+from pipeline.triplets.rule import Rule
+
+SHARD_PAIRS = (4096, 26_000)  # anchor-positive pairs of a triplet shard: in small rounds, and in the largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How a round is cut into work items: only speed. blocks: of anchors; columns: blocks of them, for `nearest`."""
+
+    blocks: int = 8
+    columns: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One round's mining: everything a worker needs to know, small enough to be sent to it.
+
+    threads: of a worker; None: as many as its machine has cores. machine: the kind of the one that began.
+    """
+
+    round: Round
+    mining: MiningOptions
+    packing: PackOptions
+    corpus_fingerprint: str
+    checkpoint_digest: str
+    machine: str = ""
+    threads: int | None = None
+    tiling: Tiling = Tiling()
+
+    @property
+    def rule(self) -> Rule:
+        return self.mining.rule(self.round.number)
+
+    @property
+    def pack_rule(self) -> Rule:
+        """Of triplets inside the packs."""
+        return self.mining.rule(self.round.number, self.packing.pack_pick)
+
+    @property
+    def work(self) -> Path:
+        """Intermediate results, named by everything that shapes them; removed when the round is mined."""
+        embedded = [self.corpus_fingerprint, self.checkpoint_digest, self.machine]
+        shaped_by = [self.mining, self.packing, self.tiling, *embedded]
+        return self.round.work(sha256_of_json(shaped_by)[:16])
+
+    def open_corpus(self) -> Corpus:
+        return Corpus.open(self.round.run)
+
+    def open_store(self) -> EmbeddingStore:
+        return EmbeddingStore(self.round, self.open_corpus(), self.checkpoint_digest)
+
+    def worker_threads(self) -> int:
+        """In a worker: how many it is to use."""
+        return self.threads or os.cpu_count() or 1
+
+    def shards(self, rows: int) -> int:
+        """How many triplet shards the round gets: 2,000 of growing size between the two limits of SHARD_PAIRS."""
+        pairs = min(self.mining.anchors or rows, rows) * self.mining.positives
+        least, most = SHARD_PAIRS
+        return -(-pairs // min(max(pairs // 2000, least), most))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A work item: some anchor blocks, the number-th, against column blocks first_column to last_column - 1."""
+
+    number: int
+    first_column: int
+    last_column: int
+
+
+def list_items(job: Job, anchors: int, blocks: int) -> Iterator[Item]:
+    """Cuts the round into work items. `random` needs an anchor block's columns whole; `nearest` may split them."""
+    step = blocks if job.mining.pick == "random" else job.tiling.columns
+    for n in range(-(-anchors // (job.tiling.blocks * ANCHOR_BLOCK))):
+        for c in range(0, blocks, step):
+            yield Item(number=n, first_column=c, last_column=min(c + step, blocks))
