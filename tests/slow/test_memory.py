@@ -19,10 +19,11 @@ sys.exit(done.returncode)
 """
 
 
-def peak(*call):
-    """Of a command, in GB."""
+def peak(*call, code=0, says=""):
+    """Of a command, in GB. code, says: how it is to end."""
     done = subprocess.run([sys.executable, "-c", PEAK, *map(str, call)], capture_output=True, text=True)
-    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+    assert done.returncode == code and says in done.stderr and "Warning" not in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
     return float(done.stdout)
 
 
@@ -48,3 +49,17 @@ def test_images_of_many_megapixels_are_not_held_side_by_side(tmp_path):
     assert max(peaks.values()) < MOST, peaks
     [rejected] = (run / "corpus" / "rejected.jsonl").read_text().splitlines()
     assert "9.jpg" in rejected and "more than 100,000,000 pixels" in rejected
+
+
+def test_a_text_of_a_hundred_megabytes_is_rejected_or_refused(tmp_path):
+    rows, text = [(f"row {n} of some", n % 4) for n in range(40)], "word " * 20_000_000
+    csv, jsonl = tmp_path / "t.csv", tmp_path / "t.jsonl"
+    csv.write_text("\n".join(["text,label", *(f"{text},{label}" for text, label in [*rows, (text, 1)])]))
+    lines = (f'{{"text": "{text}", "label": "{label}"}}\n' for text, label in [*rows, (text, 1)])
+    jsonl.write_text("".join(lines))
+    call = ["pipeline.ingest", "--run_dir"]
+    assert peak(*call, tmp_path / "csv", "--source", f"csv:{csv}") < MOST
+    [rejected] = (tmp_path / "csv" / "corpus" / "rejected.jsonl").read_text().splitlines()
+    assert "line 42" in rejected and "longer than" in rejected
+    says = f"{jsonl}: a row is so long that reading it takes more than a gigabyte of memory. Shorten it"
+    assert peak(*call, tmp_path / "jsonl", "--source", f"jsonl:{jsonl}", code=4, says=says) < MOST

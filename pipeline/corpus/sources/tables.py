@@ -89,6 +89,11 @@ def open_source(kind: str, argument: str, scratch: Path | None = None) -> Source
                 columns = {ours: ours for ours in fields}
                 try:
                     faults = table.copy(path, fields, copy, Path(own.name))
+                except duckdb.OutOfMemoryException:
+                    raise InputError(
+                        f"{path}: a row is so long that reading it takes more than a gigabyte of memory. Shorten it, "
+                        f"or leave it out of the file."
+                    ) from None
                 except (duckdb.Error, EOFError) as error:  # a gzip file may be cut off
                     raise InputError(f"{path}: {str(error).partition(chr(10))[0]}") from None
                 yield {"rejected": [(f"{name}: line {line}", reason) for line, reason in sorted(faults.items())]}
