@@ -242,7 +242,8 @@ class Rounds:
             pages.write_round(self.run_dir, round.number, self.corpus)
             pages.write_index(self.run_dir, self.corpus)
         except Exception as error:  # whatever it is, training is worth more: it is told, and the rounds go on
-            log.warning("round %d goes without a report: %s", round.number, error, exc_info=True)
+            a_bug = not isinstance(error, InputError)
+            log.warning("round %d goes without a report: %s", round.number, error, exc_info=a_bug)
 
     def _metrics(self, round: Round) -> Metrics:
         return manifests.read(round.metrics, Metrics, round=round.number)

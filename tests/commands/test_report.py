@@ -15,6 +15,7 @@ from conftest import MARKUP, copied, packs_of
 
 from pipeline import ingest, mine, report
 from pipeline.corpus.corpus import Corpus
+from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import TripletsManifest, read_manifest
@@ -189,10 +190,13 @@ def test_of_spread_packs_twins_among_classes_are_confused(tmp_path):
     assert f"of {tried:,} anchor-positive pairs" in page.text[""]
 
 
-def test_a_damaged_embedding_is_done_without(small_mined, tmp_path):
+def test_a_damaged_embedding_changes_no_page_and_one_that_is_gone_is_done_without(small_mined, tmp_path):
     run = copied(small_mined, tmp_path)
     [array] = (Run(run).round(0).path / "embeddings").glob("*/*.npy")
     array.write_bytes(array.read_bytes()[:-9])
+    with pytest.raises(InputError, match=f"{array} is not what was mined with. Restore it, or remove it"):
+        report.main(["--run_dir", str(run)])
+    array.unlink()
     assert report.main(["--run_dir", str(run)]) == 0
     assert "has no embeddings of the whole train split" in round_page(run).text["labels"]
 

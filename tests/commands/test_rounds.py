@@ -267,3 +267,13 @@ def test_what_was_measured_before_the_warm_up_is_not_what_they_began_with(small,
     begun = run_rounds(run_dir, 1, "plain").begun_with
     now = evaluate_rounds(run_dir, (0,), "validation", retrieval_only=True).measures["round 0"]["map_at_r"]
     assert begun == now > before
+
+
+def test_a_report_that_meets_a_damaged_file_names_it_in_one_line(two_rounds, quick, tmp_path, caplog):
+    run = Run(copied(two_rounds, tmp_path))
+    run.round(1).report.unlink()
+    run.round(0).stats.write_bytes(run.round(0).stats.read_bytes()[:-9])
+    with pytest.raises(InputError, match="stats.json is not a manifest"):
+        rounds.main(["--run_dir", str(run.path), "--rounds", "2", "--recipe", quick])
+    [told] = [record for record in caplog.records if "round 1 goes without a report" in record.message]
+    assert "stats.json is not a manifest" in told.message and not told.exc_info
