@@ -173,9 +173,9 @@ def test_kanji_are_those_of_the_standard():
 
 
 def test_a_character_is_drawn_alike_for_a_seed_and_turned_for_another():
-    font = ImageFont.load_default(kanji.SIZE)
-    one, again, other = (kanji.draw(font, "K", np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert one.shape == (kanji.SIDE, kanji.SIDE) and one.dtype == np.uint8
+    font = ImageFont.load_default(56)
+    one, again, other = (kanji.draw(font, "K", np.random.default_rng(seed), 64) for seed in (0, 0, 1))
+    assert one.shape == (64, 64) and one.dtype == np.uint8
     assert (one == again).all() and 0.02 < (one < 128).mean() < 0.5
     assert ((one < 128) != (other < 128)).mean() > 0.02
 
