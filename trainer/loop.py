@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -211,7 +212,7 @@ def event_log(round: Round, suffix: str = "") -> Iterator[Any]:
         _, ours, reason = error.message.partition(str(path))
         if not ours:
             raise
-        raise OSError(f"{path}{reason.splitlines()[0]}") from None
+        raise OSError(f"{path}{reason.partition(os.linesep)[0]}") from None
 
 
 def _mined_with(round: Round, manifest: TripletsManifest) -> Network:

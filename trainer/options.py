@@ -62,7 +62,7 @@ class WarmupOptions:
     memory_rows: int = 0
     """embeddings of past batches that each image is also compared with (cross-batch memory)"""
     memory_start: float = 0.25
-    """share of the steps before the memory is used: embeddings change too fast at first"""
+    """share of the steps before the memory, empty then, is used: embeddings change too fast at first"""
     batch_rows: int = 128
     """images a batch: P classes x 4 rows"""
     learning_rate: float = 3e-3
@@ -74,10 +74,9 @@ class WarmupOptions:
         for name in ("steps", "epochs", "margin", "temperature", "batch_rows", "learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0; found {getattr(self, name)}")
-        if self.memory_rows and self.memory_rows < self.batch_rows:
-            raise InputError(
-                f"memory_rows must be 0, or batch_rows ({self.batch_rows}) or more; found {self.memory_rows}"
-            )
+        least = max(self.batch_rows, 8)  # two classes of four
+        if self.memory_rows and self.memory_rows < least:
+            raise InputError(f"memory_rows must be 0, or a batch ({least}) or more; found {self.memory_rows}")
         if not 0 <= self.memory_start < 1:
             raise InputError(f"memory_start must be in [0, 1); found {self.memory_start}")
 

@@ -9,7 +9,9 @@ import tensorflow as tf
 from pipeline.corpus.manifest import Feature
 
 AT_ONCE = 10  # images that a batch decodes side by side, tf.map_fn's own number
-PIXELS = 1 << 27  # that they may have together, 400 MB of RGB: of larger images one is decoded after the other
+# That they may have together, 130 MB of RGB, and three batches are under way at once: of larger images a batch decodes
+# one after the other.
+PIXELS = 45_000_000
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _check_whole(path: Path) -> None:
         checksum = path.with_suffix(".sha256")
         raise InputError(
             f"{path} was changed since it was written: {checksum.name} beside it is of another. Put the .keras file "
-            f"back; or, if the change is meant, remove {checksum}."
+            f"back; or, if the change is meant, remove {checksum}, and an optimizer.npz there: it is of the other too."
         )
 
 

@@ -30,7 +30,7 @@ CHECKSUM = "checksum"
 def write(path: Path, manifest: Manifest) -> None:
     told = {"format": manifest.FORMAT, **msgspec.to_builtins(manifest)}
     value = msgspec.json.decode(msgspec.json.encode(told))  # as it is read: JSON has no NaN
-    write_json(path, {**value, CHECKSUM: _checksum(value)})
+    write_json(path, {"format": manifest.FORMAT, CHECKSUM: _checksum(value), **value})  # its line can be removed
 
 
 def read(path: Path, kind: type[M], **place: Any) -> M:

@@ -103,9 +103,11 @@ def write_checked(path: Path, write: Callable[[Path], Any], note: str = "") -> N
 def is_as_written(path: Path) -> bool | None:
     """Whether a file is what `write_checked` wrote; None if nothing beside it tells."""
     checksum = path.with_suffix(".sha256")
-    if not checksum.exists():
+    try:
+        expected = checksum.read_bytes().split()
+    except FileNotFoundError:
         return None
-    return checksum.read_bytes().split(b" ", 1)[0] == sha256_of(local_copy(path)).encode()
+    return expected[:1] == [sha256_of(local_copy(path)).encode()]
 
 
 def note_of(path: Path) -> str:

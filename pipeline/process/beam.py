@@ -23,7 +23,7 @@ from pipeline.process.options import names, unknown
 
 IN_PROCESS = ["--runner=FnApiRunner"]
 LOOK_SECONDS = 0.5  # between two looks at worker processes
-LOST_SECONDS = 5.0  # after the first of them ended, in which Beam is to be done
+LOST_SECONDS = 15.0  # after one of them ended, in which Beam is to be done or to end the next
 WORKER = "apache_beam.runners.worker.sdk_worker_main"  # on the command line of a process
 ANSWER_SECONDS = 10.0  # in which a job server must accept a connection
 JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know
@@ -98,9 +98,9 @@ def _with_workers(work: Callable[[], None], workers: int) -> None:
     """Runs Beam in a thread and looks after its worker processes: for one that was killed it would wait forever.
 
     Raises:
-      OSError: if one is gone and Beam is not done soon after.
+      OSError: if one is gone, and within LOST_SECONDS neither Beam is done nor another is gone: it ends them in turn.
     """
-    done, seen, missing_since = Future[None](), set[psutil.Process](), math.inf
+    done, seen, lost, last_lost = Future[None](), set[psutil.Process](), 0, math.inf
 
     def work_and_tell() -> None:
         try:
@@ -113,8 +113,9 @@ def _with_workers(work: Callable[[], None], workers: int) -> None:
     while not wait([done], LOOK_SECONDS).done:
         alive = _workers()
         seen |= alive
-        missing_since = min(missing_since, time.monotonic()) if seen - alive else math.inf
-        if time.monotonic() - missing_since > LOST_SECONDS:
+        if len(seen - alive) > lost:
+            lost, last_lost = len(seen - alive), time.monotonic()
+        if time.monotonic() - last_lost > LOST_SECONDS:
             for worker in alive:
                 with contextlib.suppress(psutil.Error):
                     worker.kill()

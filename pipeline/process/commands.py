@@ -41,6 +41,7 @@ class Stopped(BaseException):
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 STOP_SECONDS = 8.0  # after a signal, in which a command may save and end by itself
+LEAVE_SECONDS = 1.0  # to stop workers and say so
 REPEAT_SECONDS = 1.0  # in which a signal that comes again is the same one: `timeout` sends it twice
 _before_stop: list[Callable[[], Any]] = []
 
@@ -96,8 +97,9 @@ def _stop(number: int, frame: Any) -> None:
     for action in _before_stop:
         with suppress(Exception):
             action()
-    _leave(number)
-    sys.stdout.flush()
+    with suppress(Exception):  # nobody may read any more what is said
+        _leave(number)
+        sys.stdout.flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     raise SystemExit(128 + number)  # of process 1 of a container, which signals do not end
@@ -115,7 +117,9 @@ def _watch(signals: int) -> None:
     while select.select([signals], [], [], 0)[0]:
         os.read(signals, 1)
     select.select([signals], [], [], STOP_SECONDS - REPEAT_SECONDS)
-    _leave(number, " in the middle of something long")
+    saying = threading.Thread(target=_leave, args=[number, " in the middle of something long"], daemon=True)
+    saying.start()
+    saying.join(LEAVE_SECONDS)  # what is said may find nobody that reads it
     os.kill(os.getpid(), signal.SIGKILL)  # only the main thread could set the signal's own action
 
 

@@ -164,6 +164,35 @@ def test_a_worker_that_is_killed_is_named_as_a_lack_of_memory(tmp_path):
     assert all(not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE for worker in started)
 
 
+SLOW_TO_END = """
+import atexit, time
+import apache_beam as beam
+from pipeline.process import commands
+from pipeline.process.beam import beam_options, run
+def slow(n):
+    atexit.register(time.sleep, 1.5)
+class Options: __dataclass_fields__ = {}
+commands.run(lambda argv: run(
+    beam_options(argv, Options()),
+    lambda pipeline: pipeline | beam.Create(range(8)) | beam.Reshuffle() | beam.Map(slow)))
+"""
+
+
+def test_workers_that_end_one_after_the_other_are_not_lost():
+    """Eight of them; Beam waits for each before it ends the next."""
+    options = ["--direct_num_workers=8", "--direct_running_mode=multi_processing"]
+    done = subprocess.run([sys.executable, "-c", SLOW_TO_END, *options], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_command_whose_log_nobody_reads_ends_too():
+    talks = "from pipeline.process import commands\ndef main(argv):\n    while True: commands.log.info('x' * 99)\n"
+    process = subprocess.Popen([sys.executable, "-c", talks + "commands.run(main)"], stderr=subprocess.PIPE, cwd=ROOT)
+    time.sleep(3)  # until the pipe is full
+    process.terminate()
+    assert process.wait(30) in (-signal.SIGTERM, -signal.SIGKILL)
+
+
 # For minutes in one call of C, as a long step or compile is: no handler of Python's runs meanwhile.
 BUSY = """
 import hashlib, sys, time

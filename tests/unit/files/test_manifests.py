@@ -1,7 +1,7 @@
 """Manifests: typed, of one format, and never a way out of their folder."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -45,6 +45,16 @@ def test_what_is_no_such_manifest_is_refused_with_the_reason(tmp_path, text, mes
     (tmp_path / "album.json").write_text(text)
     with pytest.raises(InputError, match=message):
         manifests.read(tmp_path / "album.json", Album)
+
+
+def test_the_checksums_line_can_be_removed_as_the_message_says(tmp_path):
+    path = tmp_path / "album.json"
+    manifests.write(path, ALBUM)
+    path.write_text(path.read_text().replace("ein Lied", "zwei"))
+    with pytest.raises(InputError, match="remove its line checksum"):
+        manifests.read(path, Album)
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "checksum" not in line))
+    assert manifests.read(path, Album) == replace(ALBUM, title="zwei")
 
 
 def test_a_manifest_that_was_changed_is_refused_unless_its_checksum_is_left_out(tmp_path):
