@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from benchmarks.quality.arms import ARMS, OPPONENTS, InBatch, Mined, Settings
+from benchmarks.quality.arms import ARMS, FORWARD, OPPONENTS, InBatch, Mined, Settings
 from benchmarks.quality.controls import random_packs
 from benchmarks.runs import IN_PROCESS
 from pipeline.corpus.corpus import Corpus
@@ -95,7 +95,7 @@ def run(cell: Cell, corpus: Path) -> Found:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return Found(
         cell=cell, map_at_r=measures["map_at_r"], recall_at_1=measures["recall_at_1"], passes=passes,
-        forwarded=forwarded, cost=passes + forwarded / 3, seconds=round(time.time() - started, 1),
+        forwarded=forwarded, cost=passes + forwarded * FORWARD, seconds=round(time.time() - started, 1),
         cpu_seconds=round(used.ru_utime + used.ru_stime, 1), peak_mb=round(used.ru_maxrss / 1024), code=code(),
         date=time.strftime("%Y-%m-%d"), machine=platform.machine(),
     )  # fmt: skip

@@ -23,8 +23,8 @@ def device_name() -> str:
 
 def machine_kind() -> str:
     """What decides the last digits: the GPUs, or else a CPU's vector units and the settings of oneDNN, which TensorFlow
-    computes with there; and TensorFlow's version. Of a CPU that the
-    system does not describe, the architecture alone."""
+    computes with there; and TensorFlow's version. Of a CPU that the system does not describe, the architecture
+    alone."""
     settings = [f"{name}={os.environ[name]}" for name in ONEDNN if name in os.environ]
     return ", ".join([_gpus() or _cpu(), *settings, f"TensorFlow {tf.version.VERSION}"])
 
