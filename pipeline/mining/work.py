@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.corpus.corpus import Corpus
+from pipeline.embedding.machine import device_name, gpu_names
 from pipeline.embedding.store import EmbeddingStore
+from pipeline.errors import InputError
 from pipeline.files.layout import Round
 from pipeline.files.manifests import sha256_of_json
 from pipeline.mining.options import MiningOptions
@@ -29,7 +31,8 @@ class Tiling:
 class Job:
     """One round's mining: everything a worker needs to know, small enough to be sent to it.
 
-    threads: of a worker; None: as many as its machine has cores. machine: the kind of the one that began.
+    threads: of a worker; None: as many as its machine has cores. scan: auto, cpu or gpu. Neither changes a triplet.
+    machine: the kind of the one that began.
     """
 
     round: Round
@@ -39,6 +42,7 @@ class Job:
     checkpoint_digest: str
     machine: str = ""
     threads: int | None = None
+    scan: str = "auto"
     tiling: Tiling = Tiling()
 
     @property
@@ -66,6 +70,20 @@ class Job:
     def worker_threads(self) -> int:
         """In a worker: how many it is to use."""
         return self.threads or os.cpu_count() or 1
+
+    def scans_on_gpu(self) -> bool:
+        """In a worker: whether its scan is to run on a GPU.
+
+        Raises:
+          InputError: if it has none, and one was asked for.
+        """
+        found = gpu_names()
+        if self.scan == "gpu" and not found:
+            raise InputError(
+                f"--scan gpu: TensorFlow sees no GPU on this machine, only its {device_name()}. Install the extra "
+                f"`gpu`, see docs/gpu.md, or leave --scan out."
+            )
+        return self.scan != "cpu" and bool(found)
 
     def shards(self, rows: int) -> int:
         """How many triplet shards the round gets: 2,000 of growing size between the two limits of SHARD_PAIRS."""
