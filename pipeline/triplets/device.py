@@ -1,15 +1,17 @@
 """The scan once more, for an accelerator: a matrix product and masked maxima in `keras.ops`, compiled by XLA.
 
-It finds what `scan` finds, bit for bit. The device gets embeddings as whole numbers, multiples of the grid's unit of at
-most 2^11. TF32 holds these, float32 their products and sums of at most 2^22: nothing is rounded, in whatever order. An
-int32 has eight bits more, for the place in a group of 256 columns. So one reduction, which XLA fuses with all masks,
-finds the largest similarity and the lowest row that has it: a tile is written once, and read once a slot or less.
+It finds what `scan` finds, bit for bit. Embeddings are multiples of 2^-11 and no longer than 1: TF32 holds each number,
+float32 each sum of products, in whatever order. A similarity is a whole number of 2^-22, at most 2^22 of them, and an
+int32 has eight bits more: for the place in a group of 256 columns. So one reduction, which XLA fuses with all masks,
+finds the largest similarity and the lowest row that has it. A tile is written once and read once for all slots, once
+more for guards by identity.
 
 It runs where Keras' backend computes: TensorFlow in the product; JAX as well.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import keras
@@ -25,16 +27,16 @@ from pipeline.triplets.scan import qualifying_bounds, slots_to_fill
 
 UNIT = GRID * GRID  # of similarities: 2^22
 GROUP = 256  # columns whose place is in the low bits of an int32
-NOTHING = -(2**31)  # below every similarity with its place
+NOTHING = -(2**23)  # below every similarity in units, and an int32 with its place too
 NO_ROW = 2**31 - 1  # above every row
-WIDTH = COLUMN_BLOCK + COLUMN_BLOCK // 8  # a block of dealt columns, which vary by 64: padded, all have one shape
+WIDTH = COLUMN_BLOCK + GROUP  # nearly all blocks of dealt columns, which vary by 64: padded, they have one shape
 ANCHORS = (2048, 16384)  # of a tile: at least, so that items of a job share a shape, and at most: 300 MB
 LANES = 8  # anchor blocks that visit a column block each in one call
 
 
 class Columns(NamedTuple):
-    """Column blocks on the device. embedding: float32 [..., C, dim], in units of the grid; row, and content and group
-    where the corpus has them: int32 [..., C], row -1 in the padding."""
+    """Column blocks on the device. embedding: float32 [..., C, dim]; row, and content and group where the corpus has
+    them: int32 [..., C], row -1 in the padding."""
 
     embedding: Any
     row: Any
@@ -74,19 +76,19 @@ def upload(blocks: Sequence[Block], width: int = WIDTH) -> Columns:
     """Column blocks, each of ascending rows, as one Columns [len(blocks), C, ...] on the device.
 
     Args:
-      width: C is a multiple of it, and it is one of 256: only speed.
+      width: C is at least that, and a multiple of 256: only speed.
     """
-    size = max(1, *(-(-len(block.row) // width) for block in blocks)) * width
+    size = -(-max(width, *(len(block.row) for block in blocks)) // GROUP) * GROUP
 
     def stacked(arrays: list[np.ndarray | None], fill: int = 0) -> Any:
         there = [_padded(array, size, fill) for array in arrays if array is not None]
         return ops.convert_to_tensor(np.stack(there)) if there else None
 
     return Columns(
-        embedding=stacked([block.embedding * np.float32(GRID) for block in blocks]),
-        row=stacked([block.row.astype(np.int32) for block in blocks], -1),
-        content=stacked([_codes(block.content) for block in blocks]),
-        group=stacked([_codes(block.group) for block in blocks]),
+        embedding=stacked([block.embedding for block in blocks]),
+        row=stacked([_int32(block.row) for block in blocks], -1),
+        content=stacked([_int32(block.content) for block in blocks]),
+        group=stacked([_int32(block.group) for block in blocks]),
     )
 
 
@@ -94,8 +96,8 @@ def _padded(array: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
     return np.concatenate([array, np.full((size - len(array), *array.shape[1:]), fill, array.dtype)])
 
 
-def _codes(codes: np.ndarray | None) -> np.ndarray | None:
-    return None if codes is None else codes.astype(np.int32)
+def _int32(numbers: np.ndarray | None) -> np.ndarray | None:
+    return None if numbers is None else numbers.astype(np.int32)
 
 
 def _units(bound: np.ndarray) -> np.ndarray:
@@ -103,26 +105,26 @@ def _units(bound: np.ndarray) -> np.ndarray:
     return np.clip(np.floor(bound.astype(np.float64) * UNIT), -UNIT - 1, UNIT).astype(np.int32)
 
 
-def _anchors(rule: Rule, pairs: Pairs) -> Anchors:
-    """All of them, on the host."""
-    pair_lo, pair_hi = qualifying_bounds(rule, pairs)
-    return Anchors(
-        embedding=pairs.anchors.embedding * np.float32(GRID),
-        own=pairs.own.astype(np.int32),
-        content=_codes(pairs.anchors.content),
-        group=_codes(pairs.anchors.group),
-        lo=_units(pairs.lo),
-        hi=_units(pairs.hi),
-        pair_lo=_units(pair_lo),
-        pair_hi=_units(pair_hi),
-    )
-
-
-def _cut(anchors: Anchors, start: int, shape: tuple[int, ...]) -> Anchors:
-    """Those from `start` on, in a shape [..., A] and padded to it."""
+def _anchors(rule: Rule, pairs: Pairs, start: int, shape: tuple[int, ...]) -> Anchors:
+    """Those from `start` on, in a shape [..., A] and padded to it; on the host."""
     size = math.prod(shape)
-    parts = (None if array is None else _padded(array[start : start + size], size) for array in anchors)
-    return Anchors(*(None if part is None else part.reshape(*shape, *part.shape[1:]) for part in parts))
+    cut = slice(start, start + size)
+    part = pairs.anchors.take(cut)
+    bounds = qualifying_bounds(rule, replace(pairs, positive=pairs.positive[cut], similarity=pairs.similarity[cut]))
+
+    def shaped(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else _padded(array, size).reshape(*shape, *array.shape[1:])
+
+    return Anchors(
+        embedding=shaped(part.embedding),
+        own=shaped(_int32(pairs.own[cut])),
+        content=shaped(_int32(part.content)),
+        group=shaped(_int32(part.group)),
+        lo=shaped(_units(pairs.lo[cut])),
+        hi=shaped(_units(pairs.hi[cut])),
+        pair_lo=shaped(_units(bounds[0])),
+        pair_hi=shaped(_units(bounds[1])),
+    )
 
 
 # ---- On the device. A tile is [..., A, C / 256, 256]. ----
@@ -134,7 +136,7 @@ def _tile(anchors: Anchors, columns: Columns) -> tuple[Any, Any]:
     grouped = (*anchors.own.shape[:-1], -1, GROUP)
     columns_of = (*columns.row.shape[:-1], 1, -1, GROUP)
     units = ops.matmul(anchors.embedding, ops.swapaxes(columns.embedding, -1, -2))
-    units = ops.reshape(ops.cast(units, "int32"), grouped)
+    units = ops.reshape(ops.cast(units * UNIT, "int32"), grouped)
     row = ops.reshape(columns.row, columns_of)
     first, last = (anchors.own[..., k, None, None] for k in (0, 1))
     units = ops.where((row < 0) | ((first <= row) & (row < last)), NOTHING, units)
@@ -147,7 +149,7 @@ def _tile(anchors: Anchors, columns: Columns) -> tuple[Any, Any]:
     if shut is None:
         return units, ops.zeros(anchors.pair_lo.shape, "bool")
     acted = [ops.any(shut & _between(units, *bounds), axis=-1) for bounds in _each(anchors.pair_lo, anchors.pair_hi)]
-    return ops.where(shut, NOTHING, units), ops.any(ops.stack(acted, axis=-2), axis=-1)
+    return ops.where(shut, NOTHING, units), ops.stack([ops.any(groups, axis=-1) for groups in acted], axis=-1)
 
 
 def _each(lo: Any, hi: Any) -> list[tuple[Any, Any]]:
@@ -165,18 +167,23 @@ def _nearest(anchors: Anchors, columns: Columns) -> tuple[Any, Any, Any]:
     NO_ROW where there is none; bool [A, P], as of `_tile`."""
     width = columns.row.shape[-1]
     place = ops.reshape(ops.arange(width, dtype="int32"), (-1, GROUP))
+    low_bits = GROUP - 1 - place % GROUP  # the lower row has the larger ones
+    limits = [(hi + 1) * GROUP for _, hi in _each(anchors.lo, anchors.hi)]
+
+    def best_of(groups: Any) -> tuple[Any, Any]:
+        """Of each anchor, int32 [A]: the largest similarity, and the lowest column that has it."""
+        values = groups // GROUP
+        top = ops.max(values, axis=-1)
+        columns_of = place[:, 0] + (GROUP - 1 - (groups - values * GROUP))
+        return top, ops.min(ops.where(values == top[:, None], columns_of, width - 1), axis=-1)
 
     def visit(number: Any, best: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         block = Columns(*(None if array is None else array[number] for array in columns))
         units, acted = _tile(anchors, block)
-        packed = ops.where(units == NOTHING, NOTHING, units * GROUP + (GROUP - 1 - place % GROUP))
-        limits = [(hi + 1) * GROUP for _, hi in _each(anchors.lo, anchors.hi)]
-        tops = [ops.max(ops.where(packed < limit, packed, NOTHING), axis=-1) for limit in limits]
-        of_groups = ops.stack(tops, axis=-2)  # [A, Q, C / 256]
-        values = of_groups // GROUP
-        places = place[:, 0] + (GROUP - 1 - (of_groups - values * GROUP))
-        top = ops.max(values, axis=-1)
-        where = ops.min(ops.where(values == top[..., None], places, width - 1), axis=-1)
+        packed = units * GROUP + low_bits
+        # Stacked only when a slot has one number an anchor: XLA would put a whole reduction into the copy.
+        slots = [best_of(ops.max(ops.where(packed < limit, packed, NOTHING * GROUP), axis=-1)) for limit in limits]
+        top, where = (ops.stack(of_slots, axis=-1) for of_slots in zip(*slots, strict=True))
         row = ops.where(top > anchors.lo, ops.take(block.row, where), NO_ROW)
         top = ops.where(row == NO_ROW, NOTHING, top)
         better = (top > best[0]) | ((top == best[0]) & (row < best[1]))
@@ -202,14 +209,11 @@ def _side_by_side(columns: Sequence[Columns]) -> Columns:
 
 
 @by_xla
-def _count(anchors: Anchors, columns: Sequence[Columns]) -> tuple[Any, Any]:
-    """int32 [lanes, A, Q, C / 256]: the rows of each group that qualify for a slot; bool [lanes, A, P], as of
-    `_tile`."""
+def _count(anchors: Anchors, columns: Sequence[Columns]) -> tuple[list[Any], Any]:
+    """int32 [lanes, A, C / 256] for each slot, the rows of a group that qualify; bool [lanes, A, P], as of `_tile`."""
     units, acted = _tile(anchors, _side_by_side(columns))
-    counts = [
-        ops.sum(ops.cast(_between(units, *bounds), "int32"), axis=-1) for bounds in _each(anchors.lo, anchors.hi)
-    ]
-    return ops.stack(counts, axis=-2), acted
+    qualify = [_between(units, *bounds) for bounds in _each(anchors.lo, anchors.hi)]
+    return [ops.sum(ops.cast(those, "int32"), axis=-1) for those in qualify], acted
 
 
 @by_xla
@@ -234,9 +238,9 @@ def scan_nearest(rule: Rule, pairs: Pairs, columns: Columns, anchors: tuple[int,
     Args:
       anchors: of a tile, at least and at most: only speed.
     """
-    every, total = _anchors(rule, pairs), len(pairs.own)
+    total = len(pairs.own)
     size = min(max(anchors[0], 1 << (total - 1).bit_length()), anchors[1])
-    parts = [_nearest(_cut(every, start, (size,)), columns) for start in range(0, total, size)]
+    parts = [_nearest(_anchors(rule, pairs, start, (size,)), columns) for start in range(0, total, size)]
     top, row, guarded = (
         np.concatenate([ops.convert_to_numpy(part) for part in of_parts])[:total]
         for of_parts in zip(*parts, strict=True)
@@ -276,11 +280,11 @@ def scan_random(
 
     The device counts what qualifies, the host draws by its 64-bit hashes, and the device looks up what was drawn.
     """
-    found, every, key = Found.nothing(pairs), _anchors(rule, pairs), rule.key("negative")
+    found, key = Found.nothing(pairs), rule.key("negative")
     positive, first = slots_to_fill(pairs)
     for start in range(0, len(pairs.own), LANES * ANCHOR_BLOCK):
         cut = slice(start, start + LANES * ANCHOR_BLOCK)
-        anchors, rows = _cut(every, start, (LANES, ANCHOR_BLOCK)), pairs.anchors.row[cut]
+        anchors, rows = _anchors(rule, pairs, start, (LANES, ANCHOR_BLOCK)), pairs.anchors.row[cut]
         lane = np.arange(len(rows)) // ANCHOR_BLOCK
         number = first_anchor_block + start // ANCHOR_BLOCK
         orders = [visiting_order(rule, number + k, blocks) for k in range(lane[-1] + 1)]
@@ -293,13 +297,14 @@ def scan_random(
             numbers[np.setdiff1d(lane, busy)] = numbers[busy[0]]  # a lane that is done reads no block of its own
             here = [column(int(number)) for number in numbers]
             here += [here[0]] * (LANES - len(here))
-            count, acted = (_lines(array, len(rows)) for array in _count(anchors, here))
-            found.guarded[cut] |= acted & active[:, None]
+            counts, acted = _count(anchors, here)
+            count = np.stack([_lines(of_slot, len(rows)) for of_slot in counts], axis=1)
+            found.guarded[cut] |= _lines(acted, len(rows)) & active[:, None]
             wanted = (found.row[cut] == NONE) & active[:, None]
             group, which = _draw(key, rows, positive[cut], numbers[lane], count, wanted)
             if (group >= 0).any():
-                drawn = (_cut_lanes(array) for array in (np.maximum(group, 0), which))
-                units, row = (_lines(array, len(rows)) for array in _pick(anchors, here, *drawn))
+                places = (_lanes(array) for array in (np.maximum(group, 0), which))
+                units, row = (_lines(array, len(rows)) for array in _pick(anchors, here, *places))
                 found.similarity[cut] = np.where(group >= 0, units / UNIT, found.similarity[cut])
                 found.row[cut] = np.where(group >= 0, row, found.row[cut])
     return found
@@ -311,5 +316,6 @@ def _lines(of_lanes: Any, count: int) -> np.ndarray:
     return array.reshape(-1, *array.shape[2:])[:count]
 
 
-def _cut_lanes(array: np.ndarray) -> np.ndarray:
+def _lanes(array: np.ndarray) -> np.ndarray:
+    """The inverse, padded."""
     return _padded(array, LANES * ANCHOR_BLOCK).reshape(LANES, ANCHOR_BLOCK, -1)
