@@ -36,12 +36,15 @@ LANES = 8  # anchor blocks that visit a column block each in one call
 
 class Columns(NamedTuple):
     """Column blocks on the device. embedding: float32 [..., C, dim]; row, and content and group where the corpus has
-    them: int32 [..., C], row -1 in the padding."""
+    them: int32 [..., C]."""
 
     embedding: Any
     row: Any
     content: Any
     group: Any
+
+
+PADDING = Columns(0, -1, 0, 0)
 
 
 class Anchors(NamedTuple):
@@ -60,15 +63,15 @@ class Anchors(NamedTuple):
 
 def by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function compiled by XLA, where Keras' backend has it."""
-    match keras.backend.backend():
-        case "tensorflow":
-            import tensorflow as tf
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
 
-            return tf.function(function, jit_compile=True, autograph=False)  # type: ignore[no-any-return]
-        case "jax":
-            import jax
+        return tf.function(function, jit_compile=True, autograph=False)  # type: ignore[no-any-return]
+    if backend == "jax":
+        import jax
 
-            return jax.jit(function)  # type: ignore[no-any-return]
+        return jax.jit(function)  # type: ignore[no-any-return]
     return function
 
 
@@ -80,16 +83,12 @@ def upload(blocks: Sequence[Block], width: int = WIDTH) -> Columns:
     """
     size = -(-max(width, *(len(block.row) for block in blocks)) // GROUP) * GROUP
 
-    def stacked(arrays: list[np.ndarray | None], fill: int = 0) -> Any:
+    def stacked(arrays: Sequence[np.ndarray | None], fill: int) -> Any:
         there = [_padded(array, size, fill) for array in arrays if array is not None]
         return ops.convert_to_tensor(np.stack(there)) if there else None
 
-    return Columns(
-        embedding=stacked([block.embedding for block in blocks]),
-        row=stacked([_int32(block.row) for block in blocks], -1),
-        content=stacked([_int32(block.content) for block in blocks]),
-        group=stacked([_int32(block.group) for block in blocks]),
-    )
+    of_blocks = [(x.embedding, _int32(x.row), _int32(x.content), _int32(x.group)) for x in blocks]
+    return Columns(*map(stacked, zip(*of_blocks, strict=True), PADDING))
 
 
 def _padded(array: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
@@ -115,16 +114,9 @@ def _anchors(rule: Rule, pairs: Pairs, start: int, shape: tuple[int, ...]) -> An
     def shaped(array: np.ndarray | None) -> np.ndarray | None:
         return None if array is None else _padded(array, size).reshape(*shape, *array.shape[1:])
 
-    return Anchors(
-        embedding=shaped(part.embedding),
-        own=shaped(_int32(pairs.own[cut])),
-        content=shaped(_int32(part.content)),
-        group=shaped(_int32(part.group)),
-        lo=shaped(_units(pairs.lo[cut])),
-        hi=shaped(_units(pairs.hi[cut])),
-        pair_lo=shaped(_units(bounds[0])),
-        pair_hi=shaped(_units(bounds[1])),
-    )
+    whole = [_int32(numbers) for numbers in (pairs.own[cut], part.content, part.group)]
+    in_units = [_units(bound) for bound in (pairs.lo[cut], pairs.hi[cut], *bounds)]
+    return Anchors(*map(shaped, (part.embedding, *whole, *in_units)))
 
 
 # ---- On the device. A tile is [..., A, C / 256, 256]. ----
@@ -134,17 +126,17 @@ def _tile(anchors: Anchors, columns: Columns) -> tuple[Any, Any]:
     """int32, the similarities in units, NOTHING where a row is no negative of the anchor; and bool [..., A, P], whether
     a guard by identity left out a row that would have qualified for the pair."""
     grouped = (*anchors.own.shape[:-1], -1, GROUP)
-    columns_of = (*columns.row.shape[:-1], 1, -1, GROUP)
+    grouped_columns = (*columns.row.shape[:-1], 1, -1, GROUP)
     units = ops.matmul(anchors.embedding, ops.swapaxes(columns.embedding, -1, -2))
     units = ops.reshape(ops.cast(units * UNIT, "int32"), grouped)
-    row = ops.reshape(columns.row, columns_of)
+    row = ops.reshape(columns.row, grouped_columns)
     first, last = (anchors.own[..., k, None, None] for k in (0, 1))
     units = ops.where((row < 0) | ((first <= row) & (row < last)), NOTHING, units)
     shut = None
     for codes, others in ((anchors.content, columns.content), (anchors.group, columns.group)):
         if codes is not None and others is not None:
             code = codes[..., None, None]
-            same = (code != -1) & (code == ops.reshape(others, columns_of))
+            same = (code != -1) & (code == ops.reshape(others, grouped_columns))
             shut = same if shut is None else shut | same
     if shut is None:
         return units, ops.zeros(anchors.pair_lo.shape, "bool")
@@ -174,8 +166,8 @@ def _nearest(anchors: Anchors, columns: Columns) -> tuple[Any, Any, Any]:
         """Of each anchor, int32 [A]: the largest similarity, and the lowest column that has it."""
         values = groups // GROUP
         top = ops.max(values, axis=-1)
-        columns_of = place[:, 0] + (GROUP - 1 - (groups - values * GROUP))
-        return top, ops.min(ops.where(values == top[:, None], columns_of, width - 1), axis=-1)
+        column = place[:, 0] + (GROUP - 1 - (groups - values * GROUP))
+        return top, ops.min(ops.where(values == top[:, None], column, width - 1), axis=-1)
 
     def visit(number: Any, best: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         block = Columns(*(None if array is None else array[number] for array in columns))
@@ -198,14 +190,13 @@ def _side_by_side(columns: Sequence[Columns]) -> Columns:
     """[lanes, C, ...], all as wide as the widest."""
     width = max(block.row.shape[1] for block in columns)
 
-    def joined(arrays: Sequence[Any], fill: int = 0) -> Any:
+    def joined(arrays: Sequence[Any], fill: int) -> Any:
         if arrays[0] is None:
             return None
         more = [[(0, 0), (0, width - array.shape[1]), (0, 0)][: len(array.shape)] for array in arrays]
         return ops.concatenate([ops.pad(*pair, constant_values=fill) for pair in zip(arrays, more, strict=True)])
 
-    embedding, row, content, group = zip(*columns, strict=True)
-    return Columns(joined(embedding), joined(row, -1), joined(content), joined(group))
+    return Columns(*map(joined, zip(*columns, strict=True), PADDING))
 
 
 @by_xla
@@ -241,19 +232,11 @@ def scan_nearest(rule: Rule, pairs: Pairs, columns: Columns, anchors: tuple[int,
     total = len(pairs.own)
     size = min(max(anchors[0], 1 << (total - 1).bit_length()), anchors[1])
     parts = [_nearest(_anchors(rule, pairs, start, (size,)), columns) for start in range(0, total, size)]
-    top, row, guarded = (
-        np.concatenate([ops.convert_to_numpy(part) for part in of_parts])[:total]
-        for of_parts in zip(*parts, strict=True)
-    )
-    return Found(similarity=_similarity(top, row), row=_rows(row), guarded=guarded)
-
-
-def _similarity(units: np.ndarray, row: np.ndarray) -> np.ndarray:
-    return np.where(row == NO_ROW, -np.inf, units / UNIT).astype(np.float32)
-
-
-def _rows(row: np.ndarray) -> np.ndarray:
-    return np.where(row == NO_ROW, NONE, row.astype(np.int64))
+    whole = [np.concatenate([*map(ops.convert_to_numpy, arrays)])[:total] for arrays in zip(*parts, strict=True)]
+    top, row, guarded = whole
+    empty = row == NO_ROW
+    similarity = np.where(empty, -np.inf, top / UNIT).astype(np.float32)
+    return Found(similarity=similarity, row=np.where(empty, NONE, row.astype(np.int64)), guarded=guarded)
 
 
 @compiled
@@ -303,7 +286,8 @@ def scan_random(
             wanted = (found.row[cut] == NONE) & active[:, None]
             group, which = _draw(key, rows, positive[cut], numbers[lane], count, wanted)
             if (group >= 0).any():
-                places = (_lanes(array) for array in (np.maximum(group, 0), which))
+                padded = (_padded(array, LANES * ANCHOR_BLOCK) for array in (np.maximum(group, 0), which))
+                places = (array.reshape(LANES, ANCHOR_BLOCK, -1) for array in padded)
                 units, row = (_lines(array, len(rows)) for array in _pick(anchors, here, *places))
                 found.similarity[cut] = np.where(group >= 0, units / UNIT, found.similarity[cut])
                 found.row[cut] = np.where(group >= 0, row, found.row[cut])
@@ -314,8 +298,3 @@ def _lines(of_lanes: Any, count: int) -> np.ndarray:
     """[lanes, A, ...] as [count, ...], on the host."""
     array: np.ndarray = ops.convert_to_numpy(of_lanes)
     return array.reshape(-1, *array.shape[2:])[:count]
-
-
-def _lanes(array: np.ndarray) -> np.ndarray:
-    """The inverse, padded."""
-    return _padded(array, LANES * ANCHOR_BLOCK).reshape(LANES, ANCHOR_BLOCK, -1)

@@ -57,7 +57,7 @@ def assert_same(one: Found, other: Found):
 
 
 @given(rule=FEW_SHAPES, data=BLOCKS, blocks=st.sampled_from([1, 3]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_device_finds_what_numba_finds(rule, data, blocks):
     label, block = data
     assert_same(*scanned(rule, pairs_of(rule, label, block), dealt(rule, block, blocks)))
@@ -109,6 +109,7 @@ def test_whole_tiles_on_a_gpu(pick):
     assert_same(*scanned(rule, pairs, columns, os.cpu_count() or 1, device.WIDTH, device.ANCHORS))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() == "jax" or not importlib.util.find_spec("jax"), reason="no JAX, or this is JAX already"
 )
