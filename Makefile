@@ -141,6 +141,9 @@ test-flink: $(FLINK) ## the job on Flink, also with TaskManagers killed (needs j
 bench-flink: $(FLINK) $(FASHION_MNIST) ## two workers on Flink against one
 	@$(PY) -m benchmarks.flink_speed $(FLINK_WITH) --fashion_mnist "$(FASHION_MNIST)"
 
+bench-gpu: .venv/installed ## the exact scan on a GPU: proved, then timed; on a CPU smaller (under 9 minutes)
+	@$(PY) -m benchmarks.gpu $(ARGS)
+
 bench-house: .venv/installed ## how large the code is, and where it reaches into other packages
 	@$(PY) -m benchmarks.house
 

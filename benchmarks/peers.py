@@ -315,7 +315,8 @@ def main() -> int:
     if arguments.method:
         as_process(arguments)
         return 0
-    from benchmarks.selection import clustered, fashion_mnist
+    from benchmarks.selection import fashion_mnist
+    from benchmarks.vectors import clustered
 
     names = ("faiss-cpu", "pytorch-metric-learning", "sentence-transformers", "torch", "transformers")
     ask = f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {names}}}))"

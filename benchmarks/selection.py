@@ -21,34 +21,19 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.table import Row, finish, paired, seconds, show
+from benchmarks.vectors import BOTH, THREADS, Corpus, clustered, normalise
 from pipeline.files.layout import Run
-from pipeline.triplets.columns import column_block_of, column_blocks
 from pipeline.triplets.kernels import one_blas_thread
 from pipeline.triplets.pairs import draw_positives, make_pairs
-from pipeline.triplets.rows import Block, Found, to_grid
+from pipeline.triplets.rows import Block, to_grid
 from pipeline.triplets.rule import Rule
-from pipeline.triplets.scan import choose, scan_nearest, scan_random
+from pipeline.triplets.scan import scan_nearest
 
-THREADS = 2
 PICKS = ("random", "nearest")
 ANCHORS = 20_000  # of the rounds that are mined whole
-BOTH = (("semi-hard", 1.0), ("hard", 1.0))
 
 
 # ---- Embeddings. ----
-
-
-def normalise(vectors: np.ndarray) -> np.ndarray:
-    return to_grid(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-
-
-def clustered(rows: int, dim: int, classes: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(labels in order, embeddings): unit vectors round a random centre a class."""
-    rng = np.random.default_rng(seed)
-    label = np.arange(rows) * classes // rows
-    centres = normalise(rng.standard_normal((classes, dim)).astype(np.float32))
-    spread = rng.standard_normal((rows, dim), dtype=np.float32) * np.float32(noise / dim**0.5)
-    return label, normalise(centres[label] + spread)
 
 
 def read_images(directory: str) -> tuple[np.ndarray, np.ndarray]:
@@ -81,35 +66,6 @@ def repeated(label: np.ndarray, embedding: np.ndarray, times: int) -> tuple[np.n
 
 
 # ---- What is timed. ----
-
-
-class Corpus:
-    """A corpus in memory: pairs of some anchors, and the columns dealt to blocks."""
-
-    def __init__(self, rule: Rule, label: np.ndarray, embedding: np.ndarray, anchors: np.ndarray | None = None):
-        rows = np.arange(len(label))
-        anchors = rows if anchors is None else anchors
-        own = np.stack([np.searchsorted(label, label[anchors], side) for side in ("left", "right")], axis=1)
-        positive = draw_positives(rule, anchors, own)
-        block = Block(row=anchors, embedding=embedding[anchors])
-        self.rule, self.embedding = rule, embedding
-        self.pairs = make_pairs(rule, block, own, positive, embedding[np.maximum(positive, 0)])
-        blocks = column_blocks(len(label))
-        dealt = np.argsort(column_block_of(rule, rows, blocks), kind="stable")
-        counts = np.bincount(column_block_of(rule, rows, blocks), minlength=blocks)
-        self.columns = [
-            Block(row=part, embedding=embedding[part])
-            for part in (np.sort(p) for p in np.split(dealt, np.cumsum(counts)[:-1]))
-        ]
-
-    def scan(self) -> Found:
-        if self.rule.pick == "nearest":
-            return scan_nearest(self.rule, self.pairs, self.columns, THREADS)
-        column = self.columns.__getitem__
-        return scan_random(self.rule, self.pairs, 0, column, len(self.columns), THREADS)
-
-    def select(self) -> dict[str, int]:
-        return choose(self.rule, self.pairs, self.scan())[1]
 
 
 def sgemm_large(anchors: np.ndarray, embedding: np.ndarray) -> None:

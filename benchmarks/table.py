@@ -1,12 +1,13 @@
 """A benchmark's rows: printed as a table with bounds, written as JSON, turned into an exit code."""
 
+import contextlib
 import json
 import os
 import platform
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("numpy", "numba", "tensorflow", "apache-beam")
@@ -45,7 +46,7 @@ def finish(name: str, rows: list[Row], versions: dict[str, str] | None = None, *
         "date": time.strftime("%Y-%m-%d"),
         "machine": cpu,
         "cores": os.cpu_count(),
-        "versions": {name: version(name) for name in PACKAGES} | (versions or {}),
+        "versions": installed(*PACKAGES) | (versions or {}),
         "rows": [{**asdict(row), "verdict": row.verdict} for row in rows],
         **details,
     }
@@ -55,6 +56,15 @@ def finish(name: str, rows: list[Row], versions: dict[str, str] | None = None, *
     short = sum(row.verdict == "SHORT" for row in rows)
     print(f"{short} of {len(rows)} rows short; written to {path}")
     return 1 if short else 0
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """The versions of those that are."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _cpuinfo() -> list[str]:

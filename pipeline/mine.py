@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.errors import InputError
 from pipeline.mining.options import MiningOptions
@@ -18,6 +19,8 @@ class Options(Common):
     packing: Inline[PackOptions] = PackOptions()
     threads: int | None = None
     """of a worker's scan (as many as it has cores)"""
+    scan: Literal["auto", "cpu", "gpu"] = "auto"
+    """what compares the rows; auto: a GPU if TensorFlow sees one"""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -31,7 +34,7 @@ def main(argv: list[str]) -> int:
 
     given = beam_options(rest, options)
     with lock.hold(options.run_dir, lock.MINER):
-        mined = mine(options.run_dir, options.mining, options.packing, given, options.threads)
+        mined = mine(options.run_dir, options.mining, options.packing, given, options.threads, scan=options.scan)
     commands.show(mined, options.json)
     return 0
 

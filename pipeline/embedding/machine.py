@@ -11,14 +11,15 @@ VECTOR_UNITS = ("avx", "fma", "amx", "asimd", "sve")
 ONEDNN = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA")  # environment variables: whether, and with which units
 
 
-def _gpus() -> str:
+def gpu_names() -> str:
+    """Of the GPUs that TensorFlow sees; empty without one."""
     gpus = tf.config.list_physical_devices("GPU")
     return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus)
 
 
 def device_name() -> str:
     """What TensorFlow computes on, as one says it."""
-    return _gpus() or f"CPU ({os.cpu_count()} cores)"
+    return gpu_names() or f"CPU ({os.cpu_count()} cores)"
 
 
 def machine_kind() -> str:
@@ -26,7 +27,7 @@ def machine_kind() -> str:
     computes with there; and TensorFlow's version. Of a CPU that the system does not describe, the architecture
     alone."""
     settings = [f"{name}={os.environ[name]}" for name in ONEDNN if name in os.environ]
-    return ", ".join([_gpus() or _cpu(), *settings, f"TensorFlow {tf.version.VERSION}"])
+    return ", ".join([gpu_names() or _cpu(), *settings, f"TensorFlow {tf.version.VERSION}"])
 
 
 def _cpu() -> str:

@@ -34,6 +34,7 @@ def mine(
     options: PipelineOptions,
     threads: int | None = None,
     tiling: Tiling = Tiling(),  # noqa: B008  frozen
+    scan: str = "auto",
 ) -> Mined:
     """Mines the newest checkpoint's round, unless it is mined.
 
@@ -45,7 +46,7 @@ def mine(
         Corpus.open(run_dir)  # if that is missing too, it comes first
         raise InputError(f"{run_dir} has no checkpoint. Make a first one: python -m trainer.init --run_dir {run_dir}")
     digest = load_network(newest.checkpoint).digest()
-    return mine_round(newest, digest, mining, packing, options, threads, tiling)
+    return mine_round(newest, digest, mining, packing, options, threads, tiling, scan)
 
 
 def mine_round(
@@ -56,17 +57,19 @@ def mine_round(
     options: PipelineOptions,
     threads: int | None = None,
     tiling: Tiling = Tiling(),  # noqa: B008  frozen
+    scan: str = "auto",
 ) -> Mined:
     """Mines a round, unless it is mined. digest: of its checkpoint, or of embeddings that are stored already.
 
     Raises:
-      InputError: if the round was mined with something else.
+      InputError: if the round was mined with something else, or `scan` is gpu and there is none.
     """
     started, run_dir, corpus = time.time(), round.run, Corpus.open(round.run)
     job = Job(
         round=Round(run_dir.absolute(), round.number), mining=mining, packing=packing, threads=threads, tiling=tiling,
-        corpus_fingerprint=corpus.fingerprint, checkpoint_digest=digest, machine=machine_kind(),
+        corpus_fingerprint=corpus.fingerprint, checkpoint_digest=digest, machine=machine_kind(), scan=scan,
     )  # fmt: skip
+    job.scans_on_gpu()  # if one is asked for that is not there: before an hour of embedding
     if packing.packs == "spread" and mining.positives > 1:
         raise InputError(f"packs that are spread take no positives; found {mining.positives}. Leave one of both out.")
     split = corpus.split("train")

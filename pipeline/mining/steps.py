@@ -27,6 +27,7 @@ from pipeline.packs.packs import Packs
 from pipeline.packs.payload import Payload
 from pipeline.packs.write import write_packs
 from pipeline.process.commands import log
+from pipeline.triplets import device
 from pipeline.triplets.columns import ANCHOR_BLOCK, COLUMN_BLOCK, column_block_of, column_blocks
 from pipeline.triplets.given import valid_triplets
 from pipeline.triplets.pairs import draw_positives, make_pairs
@@ -35,7 +36,7 @@ from pipeline.triplets.scan import choose, merge, scan_nearest, scan_random
 
 GROUP_ROWS = 1 << 16  # rows whose groups are looked for at a time, in whole classes
 GIVEN_TRIPLETS = 1 << 14  # in a part; each takes three embeddings in memory
-CACHE_BYTES = 256 << 20  # of column blocks, kept per process
+CACHE_BYTES = 256 << 20  # of column blocks, kept per process or on its device
 COUNTS = "counts"  # the second output of steps that find triplets
 
 
@@ -142,27 +143,42 @@ class SelectionStep(Step):
 class Scan(SelectionStep):
     """Item -> (number of its anchors, (Item, Found)): the item's anchors against its columns."""
 
+    def setup(self) -> None:
+        super().setup()
+        self.on_device = self.job.scans_on_gpu()
+
+    def _read(self, number: int) -> Block:
+        return Block(**storage.read_arrays(self.job.work / "columns" / f"{number:06d}.npz"))
+
     @functools.cached_property
     def columns(self) -> Callable[[int], Block]:
         """Column blocks by number, read from files and kept while they fit in CACHE_BYTES."""
+        return functools.lru_cache(max(1, CACHE_BYTES // (4 * self.store.dim * COLUMN_BLOCK)))(self._read)
 
-        def read(number: int) -> Block:
-            return Block(**storage.read_arrays(self.job.work / "columns" / f"{number:06d}.npz"))
+    @functools.cached_property
+    def uploaded(self) -> Callable[[range], device.Columns]:
+        """The same for lists of column blocks, on the device."""
+        blocks = 1 if self.job.rule.pick == "random" else self.job.tiling.columns
+        kept = max(1, CACHE_BYTES // (4 * self.store.dim * device.WIDTH * blocks))
+        return functools.lru_cache(kept)(lambda numbers: device.upload([*map(self._read, numbers)]))
 
-        return functools.lru_cache(max(1, CACHE_BYTES // (4 * self.store.dim * COLUMN_BLOCK)))(read)
+    def scan(self, item: Item) -> Found:
+        rule, pairs, blocks = self.job.rule, self.pairs(item), column_blocks(self.split.rows)
+        first, numbers = item.number * self.job.tiling.blocks, range(item.first_column, item.last_column)
+        if self.on_device and rule.pick == "random":
+            return device.scan_random(rule, pairs, first, lambda n: self.uploaded(range(n, n + 1)), blocks)
+        if self.on_device:
+            return device.scan_nearest(rule, pairs, self.uploaded(numbers))
+        if rule.pick == "random":
+            return scan_random(rule, pairs, first, self.columns, blocks, self.job.worker_threads())
+        return scan_nearest(rule, pairs, map(self.columns, numbers), self.job.worker_threads())
 
     def process(self, item: Item, written: int) -> Iterator[tuple[int, tuple[Item, Found]]]:
-        blocks = column_blocks(self.split.rows)
-        _expect("column blocks", written, blocks)
+        _expect("column blocks", written, column_blocks(self.split.rows))
         path = self.job.work / "found" / f"{item.number:06d}-{item.first_column:06d}.npz"
         found = _read_found(path)
         if found is None:
-            rule, pairs, threads = self.job.rule, self.pairs(item), self.job.worker_threads()
-            if rule.pick == "random":
-                found = scan_random(rule, pairs, item.number * self.job.tiling.blocks, self.columns, blocks, threads)
-            else:
-                numbers = range(item.first_column, item.last_column)
-                found = scan_nearest(rule, pairs, map(self.columns, numbers), threads)
+            found = self.scan(item)
             storage.save_arrays(path, **vars(found))
         yield item.number, (item, found)
 

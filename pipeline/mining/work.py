@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.corpus.corpus import Corpus
+from pipeline.embedding.machine import device_name, gpu_names
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import storage
@@ -32,8 +33,8 @@ class Tiling:
 class Job:
     """One round's mining: everything a worker needs to know, small enough to be sent to it.
 
-    threads: of a worker; None: as many as its machine has cores. machine: the kind of the one that began. launch: of
-    this run of the command alone.
+    machine: the kind of the one that began. launch: of this run of the command alone. threads: of a worker; None: as
+    many as its machine has cores. scan: auto, cpu or gpu. Neither of the two changes a triplet.
     """
 
     round: Round
@@ -44,6 +45,7 @@ class Job:
     machine: str = ""
     launch: str = field(default_factory=lambda: uuid.uuid4().hex)
     threads: int | None = None
+    scan: str = "auto"
     tiling: Tiling = Tiling()
 
     @property
@@ -85,6 +87,20 @@ class Job:
     def worker_threads(self) -> int:
         """In a worker: how many it is to use."""
         return self.threads or os.cpu_count() or 1
+
+    def scans_on_gpu(self) -> bool:
+        """In a worker: whether its scan is to run on a GPU.
+
+        Raises:
+          InputError: if it has none, and one was asked for.
+        """
+        found = gpu_names()
+        if self.scan == "gpu" and not found:
+            raise InputError(
+                f"--scan gpu: TensorFlow sees no GPU on this machine, only its {device_name()}. Install the extra "
+                f"`gpu`, see docs/gpu.md, or leave --scan out."
+            )
+        return self.scan != "cpu" and bool(found)
 
     def shards(self, rows: int) -> int:
         """How many triplet shards the round gets: 2,000 of growing size between the two limits of SHARD_PAIRS."""

@@ -1,4 +1,5 @@
-"""What a triplet is, and the exact scan that finds the negatives. NumPy, and numba with a product of SciPy's BLAS.
+"""What a triplet is, and the exact scan that finds the negatives. NumPy, and numba with a product of SciPy's BLAS;
+on an accelerator Keras.
 
 Distances are squared Euclidean distances of L2-normalised embeddings, d = 2 - 2 s with s = a.b, so the code
 compares similarities s. Stored embeddings are multiples of 2^-11 (`rows.to_grid`): every product and sum is exact
@@ -18,6 +19,7 @@ rows     blocks of rows, pairs, what a scan found, triplets; the grid
 pairs    positives, and the interval that each pair's negative must lie in
 columns  how the corpus is dealt to blocks, and in which order an anchor visits them
 scan     all anchors against all rows
+device   the same on an accelerator: keras.ops, compiled by XLA
 given    triplets that the source gives, of which the valid ones are taken
 within   triplets among the rows of one batch
 kernels  how compiled code runs

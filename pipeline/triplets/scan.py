@@ -170,10 +170,21 @@ def _forbidden(anchors: Block, columns: Block) -> tuple[np.ndarray, np.ndarray]:
     return i[order], j[order]
 
 
-def _qualifying_bounds(rule: Rule, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+def qualifying_bounds(rule: Rule, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     """Per pair the (lo, hi] that its kinds span together without guards: what an identity guard can act on."""
     bounds = [intervals(kind, pairs.positive, pairs.similarity, rule.margin, 0.0, 0.0) for kind in rule.kinds]
     return np.minimum.reduce([b[0] for b in bounds]), np.maximum.reduce([b[2] for b in bounds])
+
+
+def slots_to_fill(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [n, Q], the positive that each slot is of, and [n, P], the slot that each pair waits for."""
+    positive_of_slot = np.zeros(pairs.lo.shape, np.int64)
+    for slots in (*pairs.slot.values(), *pairs.watch.values()):
+        positive_of_slot[:, slots] = pairs.positive
+    first = np.zeros(pairs.positive.shape, np.int64)
+    for kind, slots in pairs.slot.items():
+        first = np.where(pairs.first_kind == kind, slots, first)
+    return positive_of_slot, first
 
 
 def scan_nearest(
@@ -194,7 +205,7 @@ def scan_nearest(
         they are fewer. Both are only speed.
     """
     found = Found.nothing(pairs)
-    bounds = _qualifying_bounds(rule, pairs)
+    bounds = qualifying_bounds(rule, pairs)
     lo, hi, best = _ordered(pairs.lo), _ordered(pairs.hi), _ordered(found.similarity)
     embedding = np.ascontiguousarray(pairs.anchors.embedding)
     task = max(1, min(task, -(-len(embedding) // threads)))
@@ -233,14 +244,9 @@ def scan_random(
       column: column block by number, out of `blocks`. It is called from several threads.
     """
     found = Found.nothing(pairs)
-    bounds = _qualifying_bounds(rule, pairs)
+    bounds = qualifying_bounds(rule, pairs)
     key = rule.key("negative")
-    positive_of_slot = np.zeros(pairs.lo.shape, np.int64)
-    for slots in (*pairs.slot.values(), *pairs.watch.values()):
-        positive_of_slot[:, slots] = pairs.positive
-    first = np.zeros(pairs.positive.shape, np.int64)  # the slot that a pair waits for
-    for kind, slots in pairs.slot.items():
-        first = np.where(pairs.first_kind == kind, slots, first)
+    positive_of_slot, first = slots_to_fill(pairs)
 
     def scan(start: int) -> None:
         cut = slice(start, start + ANCHOR_BLOCK)

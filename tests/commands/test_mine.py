@@ -17,7 +17,7 @@ from scipy.stats import kstest
 from pipeline import ingest, mine, records
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.machine import machine_kind
+from pipeline.embedding.machine import gpu_names, machine_kind
 from pipeline.embedding.network import load_network
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError, WrongOption
@@ -188,6 +188,23 @@ def test_nearest_split_over_column_lists_is_the_same(vectors, tmp_path):
         digests.add(mined_by_function(run_dir, mining, tiling).triplet_digest)
         assert len(manifest_of(run_dir).shards) == 2
     assert len(digests) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_names(), reason="TensorFlow sees no GPU here")
+@pytest.mark.parametrize("pick", ["random", "nearest"])
+def test_a_gpu_mines_the_same_triplets(vectors, tmp_path, pick):
+    runs = {scan: copied(vectors, tmp_path / scan) for scan in ("cpu", "gpu")}
+    digests = [mined_with(run, "--pick", pick, "--scan", scan).triplet_digest for scan, run in runs.items()]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.skipif(bool(gpu_names()), reason="TensorFlow sees a GPU here")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_embedded(small_run):
+    told = r"--scan gpu: TensorFlow sees no GPU on this machine, only its CPU \(\d+ cores\)\. .* or leave --scan out"
+    with pytest.raises(InputError, match=told):
+        mine.main(["--run_dir", str(small_run), "--scan", "gpu"])
+    assert not (Run(small_run).round(0).path / "embeddings").exists()
 
 
 def test_the_command_speaks_plainly(small_run):

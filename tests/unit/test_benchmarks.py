@@ -9,7 +9,7 @@ import pytest
 from benchmarks import peers, publish, selection
 from benchmarks.quality import arms, cells, controls, page, tuning
 from benchmarks.runs import IN_PROCESS
-from benchmarks.table import Row
+from benchmarks.table import Row, installed
 from pipeline.corpus.corpus import Corpus
 from pipeline.files.layout import Run
 from pipeline.mining.job import mine
@@ -176,3 +176,7 @@ def test_the_published_section_is_made_of_the_json(tmp_path, monkeypatch):
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "2026-01-02, 2 cores" in text
     assert (docs / "encoders.json").exists()
     assert publish.main() == 0 and page.read_text() == text
+
+
+def test_versions_are_of_what_is_installed():
+    assert set(installed("numpy", "no-such-package")) == {"numpy"}

@@ -78,7 +78,7 @@ def test_the_work_folder_is_named_by_all_that_shapes_what_is_in_it(tmp_path):
         replace(job, corpus_fingerprint="g"), replace(job, packing=PackOptions(fill=2)),
     ]  # fmt: skip
     assert len({other.work for other in [job, *others]}) == 6
-    assert replace(job, threads=7).work == job.work
+    assert replace(job, threads=7, scan="gpu").work == job.work
 
 
 def test_no_value_grows_too_large_with_the_triplets(tmp_path):
@@ -91,24 +91,45 @@ def test_no_value_grows_too_large_with_the_triplets(tmp_path):
     assert job_of(tmp_path, positives=2).shards(70_000) == job_of(tmp_path, anchors=140_000).shards(10**9) == 35
 
 
-def scanned(job, written=1):
+def scanned(job, written=1, on_device=False):
     step = steps.Scan(job)
     step.setup()
+    step.on_device = on_device
     [(_, (_, found))] = step.process(Item(number=0, first_column=0, last_column=1), written)
     return found
 
 
-def test_what_a_scan_left_is_taken_over_and_what_it_left_half_is_made_again(tmp_path):
+def job_to_scan(run_dir, **options):
+    """40 rows, embedded and dealt to one column block."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((40, 4)).astype(np.float32)
-    write_corpus(tmp_path, [f"{row // 10}" for row in range(40)], vectors)
-    write_embeddings(tmp_path, np.eye(4, dtype=np.float32)[rng.integers(0, 4, 40)])
-    job = job_of(tmp_path, negatives=(("hard", 1.0),))
+    write_corpus(run_dir, [f"{row // 10}" for row in range(40)], vectors)
+    write_embeddings(run_dir, np.eye(4, dtype=np.float32)[rng.integers(0, 4, 40)])
+    job = job_of(run_dir, negatives=(("hard", 1.0),), **options)
     steps.storage.save_array(job.work / "anchors.npy", np.arange(40))
     deal, write = steps.DealColumns(job), steps.WriteColumns(job)
     deal.setup()
     dealt = [part for shard in range(4) for _, part in deal.process(shard)]
     list(write.process((0, dealt)))
+    return job
+
+
+@pytest.mark.parametrize("pick", ["random", "nearest"])
+def test_a_device_leaves_the_same_file(tmp_path, pick):
+    job = job_to_scan(tmp_path, pick=pick)
+    files = []
+    for on_device in (False, True):
+        scanned(job, on_device=on_device)
+        [path] = (job.work / "found").iterdir()
+        files.append(steps.storage.read_arrays(path))
+        path.unlink()
+    for name, expected in files[0].items():
+        np.testing.assert_array_equal(files[1][name], expected)
+        assert files[1][name].dtype == expected.dtype
+
+
+def test_what_a_scan_left_is_taken_over_and_what_it_left_half_is_made_again(tmp_path):
+    job = job_to_scan(tmp_path)
     first = scanned(job)
     [path] = (job.work / "found").iterdir()
     marked = {**vars(first), "row": first.row + 1000}
