@@ -44,6 +44,7 @@ from pipeline.process.progress import Stage, live
 
 SHARD_ROWS = 4096
 SHARD_BYTES = 64 << 20
+KEYS_MEMORY = "500MB"  # of what sorts them; with twice that it is not faster
 Written = tuple[str, int, CorpusShard]  # split, number, what the manifest says of it
 Ordered = tuple[CorpusManifest, dict[str, int]]  # without its shards; how many each split gets
 
@@ -294,7 +295,7 @@ def order_keys(
     try:
         with (
             storage.fetched(staging.path, names) as local, tempfile.TemporaryDirectory() as scratch,
-            duck.connect(scratch=scratch) as db,
+            duck.connect(scratch=scratch, memory=KEYS_MEMORY) as db,
         ):  # fmt: skip
             payload = keys.order_rows(db, [local / name for name in names], kind)
             rule = keys.assign_splits(db, options)

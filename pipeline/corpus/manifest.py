@@ -46,8 +46,8 @@ class CorpusShard(Shard):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitManifest:
-    """labels: a file, the classes' names, a JSON string a line. first_rows: a file, int64 [classes + 1]: class c holds rows
-    first_rows[c] to first_rows[c + 1] - 1.
+    """labels: a file, the classes' names, a JSON string a line. first_rows: a file, int64 [classes + 1]: class c holds
+    rows first_rows[c] to first_rows[c + 1] - 1.
 
     copies: rows whose payload an earlier row has; label_conflicts: those under another label than that row.
     """
