@@ -251,17 +251,12 @@ def stage_part(
                 where = {"part": number, "offset": len(rejected)}
                 rejected.append({"id": example.source.encode(), "reason": example.reason, **where})
                 continue
-            key = _key(example)
-            features: dict[str, Any] = {
-                name: [key[name]] for name in ("id", "label", "group") if key[name] is not None
-            }
-            if example.role is not None:
-                features["role"] = [example.role.encode()]
+            names = {"id": example.id, "label": example.label, "group": example.group, "role": example.role}
+            features: dict[str, Any] = {name: [text.encode()] for name, text in names.items() if text is not None}
             features[kind] = [example.payload] if isinstance(example.payload, bytes) else example.payload
             record = tfrecords.make_example(features)
-            key |= {"part": number, "length": len(record)}
-            for name, column in kept.items():
-                column.append(key.get(name))
+            for column, value in zip(kept.values(), _key(example, number, len(record)), strict=True):
+                column.append(value)
             yield record
 
     tfrecords.write_records(staging.part(number, ".tfrecord"), records())
@@ -271,13 +266,13 @@ def stage_part(
     return number
 
 
-def _key(example: Example) -> dict[str, Any]:
-    return {
-        "label": example.label and example.label.encode(), "id": example.id.encode(),
-        "group": example.group and example.group.encode(), "sha256": payload_sha256(example.payload),
-        "shape": example.shape, "split": example.split, "role": example.role, "side": example.side,
-        "bits": example.bits,
-    }  # fmt: skip
+def _key(example: Example, part: int, length: int) -> tuple[Any, ...]:
+    """What KEYS lists, but for the offset."""
+    label, group = (name and name.encode() for name in (example.label, example.group))
+    return (
+        label, example.id.encode(), payload_sha256(example.payload), group, example.split, example.role, example.shape,
+        part, 0, length, example.bits, example.side, None,
+    )  # fmt: skip
 
 
 # ---- Between them. ----

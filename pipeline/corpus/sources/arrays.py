@@ -111,7 +111,8 @@ class Npz:
                 name, extra = struct.unpack("<26xHH", file.read(30))
             offset = self._member.header_offset + 30 + name + extra + self._header_bytes
             order: Any = "F" if self.is_fortran else "C"
-            yield from np.memmap(self.path, self.dtype, "r", offset, self.shape, order)[start:stop]
+            mapped = np.memmap(self.path, self.dtype, "r", offset, self.shape, order)
+            yield from np.asarray(mapped)[start:stop]  # a row of a memmap takes long to make
         elif self.is_fortran:  # a row's numbers are all over the file
             with np.load(self.path, allow_pickle=False) as arrays:
                 yield from arrays[self.name][start:stop]
