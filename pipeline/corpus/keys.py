@@ -53,7 +53,8 @@ def order_rows(db: duckdb.DuckDBPyConnection, files: Sequence[Path], kind: str) 
     files: Parquet, of the parts in order. Returns the payload of one example or more, with None where images' sizes
     differ; None if there is no example. Vectors of another length than most are rejected.
     """
-    db.read_parquet([glob.escape(str(path)) for path in files]).create_view("staged")
+    names = [glob.escape(str(path)) for path in files]
+    (db.read_parquet(names) if names else db.from_arrow(KEYS.empty_table())).create_view("staged")
     db.execute("""
         CREATE TABLE rejected AS SELECT id, reason FROM staged WHERE reason IS NOT NULL ORDER BY part, "offset";
         CREATE TABLE twice AS SELECT id FROM staged WHERE reason IS NULL GROUP BY id HAVING count(*) > 1;

@@ -130,6 +130,6 @@ def test_what_is_left_of_a_deck_does_not_come_together_in_the_next(small):
     assert together < 40
 
 
-def test_too_few_classes_are_refused(small):
+def test_too_few_classes_are_refused(small, tmp_path):
     with pytest.raises(InputError, match="1 of the classes to train on have two rows or more, triplets need two"):
-        usable_classes(with_classes(Corpus.open(small), [3, 1, 1]))
+        usable_classes(with_classes(Corpus.open(small), [3, 1, 1], tmp_path))
