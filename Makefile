@@ -144,8 +144,8 @@ bench-flink: $(FLINK) $(FASHION_MNIST) ## two workers on Flink against one
 bench-house: .venv/installed ## how large the code is, and where it reaches into other packages
 	@$(PY) -m benchmarks.house
 
-bench-ingest: .venv/installed ## a million rows of CSV against reading and writing them once (5 minutes)
-	@$(PY) -m benchmarks.ingest $(ARGS)
+bench-large: .venv/installed ## ingest of 10 million rows: its memory, and a million beside reading and writing them once (15 minutes)
+	@$(PY) -m benchmarks.large $(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .

@@ -1,7 +1,7 @@
 """What TFRecord files hold, and whether it is what their manifests say."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,9 @@ def problems(directory: Path) -> Iterator[str]:
         if path.name == "corpus.json":
             corpus = Corpus.open(path.parent.parent)
             splits = [corpus.split(name) for name in SPLITS]
-            lists = [functools.partial(getattr, split, name) for split in splits for name in ("labels", "first_rows")]
-            for open_list in (corpus.given_triplets, *lists):
+            lists: list[Callable[[], object]] = [corpus.given_triplets]
+            lists += [functools.partial(getattr, split, name) for split in splits for name in ("labels", "first_rows")]
+            for open_list in lists:
                 try:
                     open_list()
                 except InputError as error:
