@@ -279,9 +279,7 @@ def _key(example: Example, part: int, length: int) -> tuple[Any, ...]:
 # ---- Between them. ----
 
 
-def order_keys(
-    _: int, parts: int, kind: str, options: IngestOptions, staging: Staging, shard_rows: int
-) -> None:
+def order_keys(_: int, parts: int, kind: str, options: IngestOptions, staging: Staging, shard_rows: int) -> None:
     """Any element, once all parts are staged -> nothing: writes what the shards hold, and the rest of the corpus.
 
     Raises:
