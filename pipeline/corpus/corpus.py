@@ -233,6 +233,10 @@ class Corpus:
         found = self.manifest.splits[name]
         return Split(directory=self.directory, name=name, manifest=found, grouped=self.manifest.grouped)
 
+    def known_classes(self, split: str) -> int:
+        """How many classes of a split the train split has too."""
+        return len(set(self.split(split).labels) & set(self.split("train").labels))
+
     def given_triplets(self) -> np.ndarray:
         """int64 [g, 3], ascending: rows of train, the anchors, positives and negatives that the source gave together.
 

@@ -159,7 +159,7 @@ def evaluate_rounds(
             checkpoint_digest=embedder.network.digest(), round=number,
         )  # fmt: skip
         manifests.write(round.evaluation(split_name), evaluation)
-    known = len(set(split.labels) & set(corpus.split("train").labels))
+    known = corpus.known_classes(split_name)
     return Evaluated(
         split=split_name, rows=split.rows, classes=split.classes, known=known, measures=rows,
         baselines=measure_baselines(corpus, split_name),
