@@ -147,8 +147,8 @@ bench-gpu: .venv/installed ## the exact scan on a GPU, proved, then timed; train
 bench-house: .venv/installed ## how large the code is, and where it reaches into other packages
 	@$(PY) -m benchmarks.house
 
-bench-ingest: .venv/installed ## a million rows of CSV against reading and writing them once (5 minutes)
-	@$(PY) -m benchmarks.ingest $(ARGS)
+bench-large: .venv/installed ## ingest of 10 million rows: its memory, and a million beside reading and writing them once (15 minutes)
+	@$(PY) -m benchmarks.large $(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check .

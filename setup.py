@@ -41,7 +41,7 @@ setup(
         "numpy>=1.26,<3",
         "pillow>=10.1",
         "psutil>=5.9.4",
-        "pyarrow>=14",
+        "pyarrow>=15",
         "rich>=14.3",
         "scikit-learn>=1.5",
         "scipy>=1.11",
@@ -60,7 +60,7 @@ setup(
     extras_require={
         "bench": ["faiss-cpu>=1.9", "matplotlib>=3.9"],
         "gs": ["gcsfs>=2024.6"],
-        "hdfs": ["pyarrow>=14"],
+        "hdfs": ["pyarrow>=15"],
         "hub": ["keras-hub>=0.32,<0.33", "tensorflow-text>=2.20.1,<2.22"],
         "pandas": ["pandas>=2"],
         "s3": ["s3fs>=2024.6"],

@@ -1,5 +1,6 @@
 """A corpus, its embeddings and mined rounds made by hand: what tests look at that need files and no command."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pipeline.corpus.manifest import INDEX, SPLITS, CorpusManifest, CorpusShard,
 from pipeline.embedding.store import GIVEN, EmbeddingStore
 from pipeline.files import manifests, storage, tfrecords
 from pipeline.files.layout import Round, Run
+from pipeline.files.manifests import Shard
 from pipeline.mining.manifest import TripletsManifest
 from pipeline.mining.options import MiningOptions
 from pipeline.packs.packs import PackOptions
@@ -57,19 +59,32 @@ def write_corpus(
         shards.append(CorpusShard(**vars(shard), **told))
     classes = sorted(set(labels))
     copies = [row for row, first in enumerate(index["content"].tolist()) if first != row]
-    train = SplitManifest(
-        rows=len(labels), labels=classes, first_rows=[*map(labels.index, classes), len(labels)], copies=len(copies),
+    train = write_classes(
+        Run(run_dir).corpus, "train", classes, [*map(labels.index, classes), len(labels)], copies=len(copies),
         label_conflicts=sum(labels[row] != labels[index["content"][row]] for row in copies), shards=shards,
     )  # fmt: skip
-    empty = SplitManifest(rows=0, labels=[], first_rows=[0], copies=0, label_conflicts=0, shards=[])
     manifest = CorpusManifest(
         source="by hand", source_stamp=None, features={feature.kind: feature}, grouped=bool(names), rejected=0,
         split_rule=SplitRule(by="class", seed=0, validation_share=0.0, eval_share=0.0),
-        splits={name: train if name == "train" else empty for name in SPLITS},
+        splits={"train": train, **{name: write_classes(Run(run_dir).corpus, name, [], [0]) for name in SPLITS[1:]}},
     )  # fmt: skip
     manifest = replace(manifest, fingerprint=manifest.computed_fingerprint())
     manifests.write(Run(run_dir).corpus_manifest, manifest)
     return Corpus.open(run_dir)
+
+
+def write_classes(
+    directory: Path, name: str, labels: list[str], first_rows: list[int], *, copies: int = 0, label_conflicts: int = 0,
+    shards: Sequence[CorpusShard] = (),
+) -> SplitManifest:  # fmt: skip
+    """Writes a split's labels and first_rows. Returns what corpus.json says of the split."""
+    paths = directory / f"{name}.labels.jsonl", directory / f"{name}.first_rows.npy"
+    manifests.write_json_lines(paths[0], labels)
+    storage.save_array(paths[1], np.array(first_rows, np.int64))
+    return SplitManifest(
+        rows=first_rows[-1], labels=Shard.of(paths[0], len(labels)), first_rows=Shard.of(paths[1], len(first_rows)),
+        copies=copies, label_conflicts=label_conflicts, shards=list(shards),
+    )  # fmt: skip
 
 
 def write_embeddings(run_dir: Path, embeddings: np.ndarray, checkpoint_digest: str = "by hand") -> EmbeddingStore:

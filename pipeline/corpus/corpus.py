@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from pipeline.corpus.manifest import INDEX, CorpusManifest, CorpusShard, Feature, read_corpus_manifest
+from pipeline.corpus.manifest import INDEX, CorpusManifest, CorpusShard, Feature, SplitManifest, read_corpus_manifest
 from pipeline.corpus.options import IngestOptions
 from pipeline.errors import InputError
 from pipeline.files import manifests, tfrecords
@@ -20,25 +21,62 @@ from pipeline.files.manifests import check_file
 from pipeline.files.storage import location, open_array
 from pipeline.process import lock
 
+AGAIN = "Ingest into a new --run_dir."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split's rows.
-
-    first_rows: int64 [classes + 1], class c holds rows first_rows[c] to first_rows[c + 1] - 1.
-    """
+    """One split's rows. Its files are opened when they are needed."""
 
     directory: Path
     name: str
-    labels: list[str]
-    first_rows: np.ndarray
-    shards: list[CorpusShard]
-    copies: int
+    manifest: SplitManifest
     grouped: bool
 
     @property
     def rows(self) -> int:
-        return int(self.first_rows[-1])
+        return self.manifest.rows
+
+    @property
+    def classes(self) -> int:
+        return self.manifest.labels.records
+
+    @property
+    def copies(self) -> int:
+        return self.manifest.copies
+
+    @property
+    def shards(self) -> list[CorpusShard]:
+        return self.manifest.shards
+
+    @functools.cached_property
+    def labels(self) -> list[str]:
+        """The name of each class.
+
+        Raises:
+          InputError: if the file is not what the manifest lists.
+        """
+        entry, path = self.manifest.labels, self.directory / self.manifest.labels.file
+        manifests.check_shard(self.directory / "corpus.json", entry)
+        found: list[str] = msgspec.json.Decoder(str).decode_lines(path.read_bytes())
+        if len(found) != entry.records:
+            raise InputError(f"{path} holds {len(found)} labels, expected {entry.records}. {AGAIN}")
+        return found
+
+    @functools.cached_property
+    def first_rows(self) -> np.ndarray:
+        """int64 [classes + 1]: class c holds rows first_rows[c] to first_rows[c + 1] - 1.
+
+        Raises:
+          InputError: if the file is not what the manifest lists, or if these are no ranges of the rows.
+        """
+        path = self.directory / self.manifest.first_rows.file
+        manifests.check_shard(self.directory / "corpus.json", self.manifest.first_rows)
+        first = np.asarray(open_array(path))
+        fits = first.dtype == np.int64 and first.shape == (self.classes + 1,) and first[0] == 0
+        if not fits or first[-1] != self.rows or (np.diff(first) < 0).any():
+            raise InputError(f"{path} does not cut {self.rows} rows into {self.classes} classes. {AGAIN}")
+        return first
 
     @functools.cached_property
     def shard_rows(self) -> np.ndarray:
@@ -78,8 +116,7 @@ class Split:
         index = open_array(path)
         if index.dtype != INDEX or index.shape != (shard.records,):
             raise InputError(
-                f"{path} holds {index.dtype} {list(index.shape)}, {manifest} lists {shard.records} records. Ingest "
-                f"into a new --run_dir."
+                f"{path} holds {index.dtype} {list(index.shape)}, {manifest} lists {shard.records} records. {AGAIN}"
             )
         self._checked_indexes.add(number)
 
@@ -119,6 +156,8 @@ class Split:
         self._check_index(number)
 
     def check(self) -> None:
+        """Compares all files of the split with the manifest."""
+        self.labels, self.first_rows  # noqa: B018  opening them compares them
         for number in range(len(self.shards)):
             self.check_shard(number)
 
@@ -192,10 +231,11 @@ class Corpus:
         if name not in self.manifest.splits:
             raise InputError(f"there is no split {name!r}; there are {', '.join(self.manifest.splits)}")
         found = self.manifest.splits[name]
-        return Split(
-            directory=self.directory, name=name, labels=found.labels, first_rows=np.array(found.first_rows, np.int64),
-            shards=found.shards, copies=found.copies, grouped=self.manifest.grouped,
-        )  # fmt: skip
+        return Split(directory=self.directory, name=name, manifest=found, grouped=self.manifest.grouped)
+
+    def known_classes(self, split: str) -> int:
+        """How many classes of a split the train split has too."""
+        return len(set(self.split(split).labels) & set(self.split("train").labels))
 
     def given_triplets(self) -> np.ndarray:
         """int64 [g, 3], ascending: rows of train, the anchors, positives and negatives that the source gave together.
@@ -212,7 +252,7 @@ class Corpus:
         if not right or not (0 <= found.min() and found.max() < rows):
             raise InputError(
                 f"{self.directory / shard.file} holds {found.dtype} {list(found.shape)}, expected {shard.records} "
-                f"triplets of rows below {rows}. Ingest into a new --run_dir."
+                f"triplets of rows below {rows}. {AGAIN}"
             )
         return found
 

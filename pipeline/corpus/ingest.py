@@ -1,41 +1,40 @@
 """Any source to a corpus, once: rows ordered by (label, id), three splits, an index for reads by row.
 
-Two passes. The first streams the source's parts and stages each part's examples beside their keys; the keys
-alone are sorted into rows, splits and shards; the second copies each shard's records by position. No payload
-goes through a shuffle.
+Two passes. The first streams the source's parts and stages each part's examples beside their keys; then one worker
+sorts the keys alone into rows, splits and shards; the second copies each shard's records by position. No payload goes
+through a shuffle, and no row through a graph or through the process that starts it.
 """
 
 import functools
+import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import duckdb
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.corpus.keys import (
-    KEYS,
-    alike,
-    assign_splits,
-    common_shape,
-    count_leaks,
-    cut_shards,
-    describe_split,
-    given_splits,
-    given_triplets,
-    order_rows,
+from pipeline.corpus import keys
+from pipeline.corpus.manifest import (
+    INDEX,
+    SPLITS,
+    CorpusManifest,
+    CorpusShard,
+    Feature,
+    SplitManifest,
+    read_corpus_manifest,
 )
-from pipeline.corpus.manifest import INDEX, SPLITS, CorpusManifest, CorpusShard, Feature, read_corpus_manifest
 from pipeline.corpus.options import IngestOptions
-from pipeline.corpus.sources import open_sources
+from pipeline.corpus.sources import duck, open_sources
 from pipeline.corpus.sources.encoding import as_8_bits
 from pipeline.corpus.sources.source import Example, Rejected, Source, bounded, payload_sha256
-from pipeline.corpus.staging import Staging, read_table, write_table
+from pipeline.corpus.staging import Staging, write_table
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage, tfrecords
 from pipeline.files.layout import Run
@@ -45,7 +44,9 @@ from pipeline.process.progress import Stage, live
 
 SHARD_ROWS = 4096
 SHARD_BYTES = 64 << 20
+KEYS_MEMORY = "500MB"  # of what sorts them; with twice that it is not faster
 Written = tuple[str, int, CorpusShard]  # split, number, what the manifest says of it
+Ordered = tuple[CorpusManifest, dict[str, int]]  # without its shards; how many each split gets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +119,13 @@ def ingest(
     return Ingested(
         run_dir=str(run_dir), source=manifest.source, payload=next(iter(manifest.features.values())),
         held_out=manifest.held_out, leaks=manifest.leaks, rows={name: split.rows for name, split in splits.items()},
-        classes={name: len(split.labels) for name, split in splits.items()},
+        classes={name: split.labels.records for name, split in splits.items()},
         copies=sum(split.copies for split in splits.values()),
         label_conflicts=sum(split.label_conflicts for split in splits.values()),
         given_negatives=manifest.given_negatives,
         given_triplets=manifest.given_triplets.records if manifest.given_triplets else 0,
-        alike=alike({label for split in splits.values() for label in split.labels}),
-        rejected=manifest.rejected, bits=manifest.bits, fingerprint=manifest.fingerprint, already=already,
-        compared=manifest.source_stamp is not None,
+        alike=manifest.alike, rejected=manifest.rejected, bits=manifest.bits, fingerprint=manifest.fingerprint,
+        already=already, compared=manifest.source_stamp is not None,
     )  # fmt: skip
 
 
@@ -141,48 +141,42 @@ def _make(
         storage.remove(place.corpus)
         storage.remove(place.staging)
     stamp = source.stamp()
-    staged = stage(str(options), source, staging, options.max_text, beam_options)
-    share = len(staged.rejected) / (len(staged.rejected) + len(staged.keys))
-    if share > options.max_rejected:
-        raise InputError(
-            f"{options}: {len(staged.rejected)} examples of {len(staged.rejected) + len(staged.keys)} are "
-            f"rejected, {share:.1%}, --max_rejected is {options.max_rejected:.1%}. The first: {staged.rejected[0]}; "
-            f"all are in {staging.rejected}. Mend the source, or raise --max_rejected."
-        )
-    split, rule = assign_splits(staged.keys, options)
-    given = {SPLITS[code] for code in np.unique(given_splits(staged.keys)) if code > 0}
-    for name, sources in (("validation", options.validation_source), ("eval", options.eval_source)):
-        if sources and name not in given:
-            raise InputError(
-                f"--{name}_source {' '.join(sources)}: none of its rows is left, all were rejected. The reasons are in "
-                f"{staging.rejected}."
-            )
-    described = {name: describe_split(staged.keys.filter(pa.array(split == n))) for n, name in enumerate(SPLITS)}
-    if not described["train"][1].rows:
-        raise InputError(f"{options}: no example is left for the train split. Lower the held-out shares.")
-    cut = {name: cut_shards(keys, shard_rows, SHARD_BYTES) for name, (keys, _) in described.items()}
-    bits = pc.max(staged.keys["bits"]).as_py()
-    shards = write_shards(cut, staging, place.corpus.absolute(), beam_options, bits)
-    manifest = CorpusManifest(
-        source=str(options),
-        source_stamp=stamp,
-        features={staged.payload.kind: staged.payload},
-        grouped=staged.keys["group"].null_count < len(staged.keys),
-        split_rule=rule,
-        given=sorted(given),
-        leaks=count_leaks(staged.keys, split),
-        roles=staged.keys["role"].null_count < len(staged.keys),
-        rejected=len(staged.rejected),
-        bits=bits,
-        splits={name: replace(found, shards=shards[name]) for name, (_, found) in described.items()},
-        given_negatives=pc.sum(pc.equal(staged.keys["side"], "negative")).as_py() or 0,
-        given_triplets=write_given(place.corpus / "given.npy", given_triplets(described["train"][0])),
-    )
-    manifests.write_json_lines(place.rejected, staged.rejected)
+    found, shards = stage(source, staging, options, beam_options, shard_rows)
+    _check(found, options, staging)
+    written = write_shards(shards, staging, place.corpus.absolute(), beam_options, found.bits)
+    for name in [place.rejected.name, *(entry.file for entry in found.arrays())]:
+        storage.copy(staging.path / name, place.corpus / name)
+    splits = {name: replace(split, shards=written[name]) for name, split in found.splits.items()}
+    manifest = replace(found, source_stamp=stamp, splits=splits)
     manifest = replace(manifest, fingerprint=manifest.computed_fingerprint())
     manifests.write(place.corpus_manifest, manifest)  # from here on there is a corpus
     storage.remove(place.staging)
     return manifest
+
+
+def _check(found: CorpusManifest, options: IngestOptions, staging: Staging) -> None:
+    """Raises InputError if there is no example, if too much is rejected, or if a split lacks what it must have."""
+    rows = sum(split.rows for split in found.splits.values())
+    with staging.rejected.open("rb") as file:
+        first = [msgspec.json.decode(line, type=Rejected) for line in itertools.islice(file, 3)]
+    if not rows:
+        told = "".join(f"; {entry}" for entry in first)
+        raise InputError(f"{options} holds no example; {found.rejected} were rejected{told}")
+    share = found.rejected / (found.rejected + rows)
+    if share > options.max_rejected:
+        raise InputError(
+            f"{options}: {found.rejected} examples of {found.rejected + rows} are rejected, {share:.1%}, "
+            f"--max_rejected is {options.max_rejected:.1%}. The first: {first[0]}; all are in {staging.rejected}. Mend "
+            f"the source, or raise --max_rejected."
+        )
+    for name, sources in (("validation", options.validation_source), ("eval", options.eval_source)):
+        if sources and name not in found.given:
+            raise InputError(
+                f"--{name}_source {' '.join(sources)}: none of its rows is left, all were rejected. The reasons are in "
+                f"{staging.rejected}."
+            )
+    if not found.splits["train"].rows:
+        raise InputError(f"{options}: no example is left for the train split. Lower the held-out shares.")
 
 
 def _compare(place: Run, options: IngestOptions) -> CorpusManifest:
@@ -210,20 +204,18 @@ def _compare(place: Run, options: IngestOptions) -> CorpusManifest:
 # ---- The first pass. ----
 
 
-@dataclass(frozen=True, kw_only=True)
-class Staged:
-    """keys: of the examples that are kept, in order. rejected: the others."""
-
-    keys: pa.Table
-    payload: Feature
-    rejected: list[Rejected]
-
-
-def stage(text: str, source: Source, staging: Staging, max_text: int, beam_options: PipelineOptions) -> Staged:
-    """Reads a source once. text: its name. max_text: characters."""
+def stage(
+    source: Source, staging: Staging, options: IngestOptions, beam_options: PipelineOptions, shard_rows: int
+) -> Ordered:
+    """Reads a source once, and orders the keys of what it holds."""
     parts = source.parts()
     staging.save_parts(parts)
-    write = functools.partial(stage_part, kind=source.kind, read=source.read, staging=staging, max_text=max_text)
+    write = functools.partial(
+        stage_part, kind=source.kind, read=source.read, staging=staging, max_text=options.max_text
+    )
+    order = functools.partial(
+        order_keys, parts=len(parts), kind=source.kind, options=options, staging=staging, shard_rows=shard_rows
+    )
     with live(_progress("read", "parts", len(parts), staging.path, ".parquet")):
         run(
             beam_options,
@@ -233,17 +225,12 @@ def stage(text: str, source: Source, staging: Staging, max_text: int, beam_optio
                 | "List parts" >> beam.FlatMap(lambda count: range(count))
                 | "Spread" >> beam.Reshuffle()
                 | "Stage" >> beam.Map(write)
+                | "Count staged" >> beam.combiners.Count.Globally()
+                | "Order keys" >> beam.Map(order)
             ),
         )
-    tables = [read_table(staging.part(number, ".parquet")) for number in range(len(parts))]
-    keys, rejected = order_rows(pa.concat_tables([KEYS.empty_table(), *tables]))
-    if not len(keys):
-        first = "".join(f"; {entry}" for entry in rejected[:3])
-        raise InputError(f"{text} holds no example; {len(rejected)} were rejected{first}")
-    payload, keys, others = common_shape(keys, source.kind)
-    rejected += others
-    manifests.write_json_lines(staging.rejected, rejected)
-    return Staged(keys=keys, payload=payload, rejected=rejected)
+    ordered: Ordered = msgspec.json.decode(staging.ordered.read_bytes(), type=Ordered)
+    return ordered
 
 
 def _progress(name: str, unit: str, total: int, directory: Path, suffix: str) -> Stage:
@@ -254,61 +241,113 @@ def stage_part(
     number: int, kind: str, read: Callable[[Any], Iterator[Example | Rejected]], staging: Staging, max_text: int
 ) -> int:
     """A part's number -> the same number: writes the part's examples, their keys and what was rejected."""
-    # Columns: with a dict a row, the garbage collector took a third of the time.
-    kept: dict[str, list[Any]] = {name: [] for name in KEYS.names}
+    kept: list[tuple[Any, ...]] = []  # with a dict a row, the garbage collector took a third of the time
     rejected: list[dict[str, Any]] = []
 
     def records() -> Iterator[bytes]:
         for example in bounded(read(staging.read_part(number)), max_text):
             if isinstance(example, Rejected):
-                rejected.append({"id": example.source.encode(), "reason": example.reason})
+                where = {"part": number, "offset": len(rejected)}
+                rejected.append({"id": example.source.encode(), "reason": example.reason, **where})
                 continue
-            keys = _keys(example)
-            features: dict[str, Any] = {
-                name: [keys[name]] for name in ("id", "label", "group") if keys[name] is not None
-            }
-            if example.role is not None:
-                features["role"] = [example.role.encode()]
+            names = {"id": example.id, "label": example.label, "group": example.group, "role": example.role}
+            features: dict[str, Any] = {name: [text.encode()] for name, text in names.items() if text is not None}
             features[kind] = [example.payload] if isinstance(example.payload, bytes) else example.payload
             record = tfrecords.make_example(features)
-            keys |= {"part": number, "length": len(record)}
-            for name, column in kept.items():
-                column.append(keys.get(name))
+            kept.append(_key(example, number, len(record)))
             yield record
 
     tfrecords.write_records(staging.part(number, ".tfrecord"), records())
-    kept["offset"] = tfrecords.offsets_of(kept["length"]).tolist()
-    tables = [pa.table(kept, schema=KEYS), pa.Table.from_pylist(rejected, schema=KEYS)]
+    tables = [pa.Table.from_pylist(rejected, schema=keys.KEYS)]
+    if kept:
+        columns: dict[str, Any] = dict(zip(keys.KEYS.names, zip(*kept, strict=True), strict=True))
+        columns["offset"] = tfrecords.offsets_of(columns["length"])
+        tables.append(pa.table(columns, schema=keys.KEYS))
     write_table(staging.part(number, ".parquet"), pa.concat_tables(tables))
     return number
 
 
-def _keys(example: Example) -> dict[str, Any]:
-    return {
-        "label": example.label and example.label.encode(), "id": example.id.encode(),
-        "group": example.group and example.group.encode(), "sha256": payload_sha256(example.payload),
-        "shape": example.shape, "split": example.split, "role": example.role, "side": example.side,
-        "bits": example.bits,
-    }  # fmt: skip
+def _key(example: Example, part: int, length: int) -> tuple[Any, ...]:
+    """What KEYS lists, but for the offset."""
+    label, group = (name and name.encode() for name in (example.label, example.group))
+    return (
+        label, example.id.encode(), payload_sha256(example.payload), group, example.split, example.role, example.shape,
+        part, 0, length, example.bits, example.side, None,
+    )  # fmt: skip
+
+
+# ---- Between them. ----
+
+
+def order_keys(_: int, parts: int, kind: str, options: IngestOptions, staging: Staging, shard_rows: int) -> None:
+    """Any element, once all parts are staged -> nothing: writes what the shards hold, and the rest of the corpus.
+
+    Raises:
+      OSError: if the disk of this machine is full.
+    """
+    names = [staging.part(number, ".parquet").name for number in range(parts)]
+    try:
+        with (
+            storage.fetched(staging.path, names) as local, tempfile.TemporaryDirectory() as scratch,
+            duck.connect(scratch=scratch, memory=KEYS_MEMORY) as db,
+        ):  # fmt: skip
+            payload = keys.order_rows(db, [local / name for name in names], kind)
+            rule = keys.assign_splits(db, options)
+            manifests.write_json_lines(staging.rejected, keys.rejected(db))
+            shards = {name: _write_keys(db, name, staging, shard_rows) for name in SPLITS}
+            manifest = CorpusManifest(
+                source=str(options), source_stamp=None, features={kind: payload} if payload else {}, split_rule=rule,
+                leaks=keys.count_leaks(db), splits={name: _describe(db, name, staging.path) for name in SPLITS},
+                given_triplets=write_given(staging.path / "given.npy", keys.given_triplets(db)), **keys.facts(db),
+            )  # fmt: skip
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:  # where it spills to
+        raise OSError(str(error).partition("\n")[0]) from None
+    manifests.write_json(staging.ordered, (manifest, shards))
+
+
+def _write_keys(db: duckdb.DuckDBPyConnection, split: str, staging: Staging, shard_rows: int) -> int:
+    """Returns how many shards a split gets."""
+    count = 0
+    for rows in keys.shards(db, split, shard_rows, SHARD_BYTES):
+        storage.save_array(staging.shard_keys(split, count), rows)
+        count += 1
+    return count
+
+
+def _describe(db: duckdb.DuckDBPyConnection, split: str, directory: Path) -> SplitManifest:
+    """Writes a split's labels and where their rows begin. Returns the manifest's entry, without shards."""
+    first_rows, labels = directory / f"{split}.first_rows.npy", directory / f"{split}.labels.jsonl"
+    first = keys.first_rows(db, split)
+    storage.save_array(first_rows, first)
+    manifests.write_json_lines(labels, keys.labels(db, split))
+    return SplitManifest(
+        first_rows=Shard.of(first_rows, len(first)), labels=Shard.of(labels, len(first) - 1), shards=[],
+        **keys.count_rows(db, split),
+    )  # fmt: skip
+
+
+def write_given(path: Path, triplets: np.ndarray) -> Shard | None:
+    """Writes the given triplets, if there are any. Returns the manifest's entry."""
+    if not len(triplets):
+        return None
+    storage.save_array(path, triplets)
+    return Shard.of(path, len(triplets))
 
 
 # ---- The second pass. ----
 
 
 def write_shards(
-    cut: dict[str, list[pa.Table]], staging: Staging, corpus: Path, beam_options: PipelineOptions, bits: int | None
+    shards: dict[str, int], staging: Staging, corpus: Path, beam_options: PipelineOptions, bits: int | None
 ) -> dict[str, list[CorpusShard]]:
-    """Writes each split's shards, whose rows' keys are given. bits: as in the manifest. Returns its entries."""
-    for split, tables in cut.items():
-        for number, keys in enumerate(tables):
-            write_table(staging.shard_keys(split, number), keys)
+    """Writes each split's shards, so many. bits: as in the manifest. Returns its entries."""
     write = functools.partial(write_shard, staging=staging, corpus=corpus, bits=bits)
-    with live(_progress("write", "shards", sum(map(len, cut.values())), corpus, ".npy")):
+    with live(_progress("write", "shards", sum(shards.values()), corpus, ".npy")):
         run(
             beam_options,
             lambda pipeline: (
                 pipeline
-                | "Count shards" >> beam.Create([(split, len(tables)) for split, tables in cut.items()])
+                | "Count shards" >> beam.Create(list(shards.items()))
                 | "List shards" >> beam.FlatMapTuple(lambda split, of: ((split, n, of) for n in range(of)))
                 | "Spread" >> beam.Reshuffle()
                 | "Write" >> beam.Map(write)
@@ -318,23 +357,23 @@ def write_shards(
         )
     written = msgspec.json.decode(staging.shards.read_bytes(), type=list[Written])
     written.sort(key=lambda entry: entry[:2])
-    return {name: [shard for split, _, shard in written if split == name] for name in cut}
+    return {name: [shard for split, _, shard in written if split == name] for name in shards}
 
 
 def write_shard(shard: tuple[str, int, int], staging: Staging, corpus: Path, bits: int | None) -> Written:
     """(split, number, of) -> (split, number, CorpusShard): copies a shard's records, writes its index."""
     split, number, of = shard
-    keys = read_table(staging.shard_keys(split, number))
+    rows = storage.open_array(staging.shard_keys(split, number))
     name = f"{split}-{number:05d}-of-{of:05d}"
-    records = _staged_records(keys, staging)
+    records = _staged_records(rows, staging)
     if bits and bits < 16:  # TensorFlow decodes the upper 8 of 16
-        for i in np.flatnonzero(keys["bits"].is_valid().to_numpy()):
+        for i in np.flatnonzero(rows["bits"] >= 0):
             records[i] = _of_8_bits(records[i], bits)
     written = tfrecords.write_records(corpus / f"{name}.tfrecord", records)
-    index = np.empty(len(keys), INDEX)
+    index = np.empty(len(rows), INDEX)
     index["length"] = [len(record) for record in records]
     index["offset"] = tfrecords.offsets_of(index["length"].tolist())
-    index["content"], index["group"] = keys["content"].to_numpy(), keys["group_code"].to_numpy()
+    index["content"], index["group"] = rows["content"], rows["group"]
     path = corpus / f"{name}.index.npy"
     storage.save_array(path, index)
     return split, number, CorpusShard(
@@ -342,23 +381,15 @@ def write_shard(shard: tuple[str, int, int], staging: Staging, corpus: Path, bit
     )  # fmt: skip
 
 
-def write_given(path: Path, triplets: np.ndarray) -> Shard | None:
-    """Writes the given triplets, if there are any. Returns the manifest's entry."""
-    if not len(triplets):
-        return None
-    storage.save_array(path, triplets)
-    return Shard(file=path.name, records=len(triplets), bytes=path.stat().st_size, sha256=storage.sha256_of(path))
-
-
 def _of_8_bits(record: bytes, bits: int) -> bytes:
     features = tfrecords.parse_example(record)
     return tfrecords.make_example(features | {"image": [as_8_bits(features["image"][0], bits)]})
 
 
-def _staged_records(keys: pa.Table, staging: Staging) -> list[bytes]:
-    """The staged records of keys, in their order; each part is read in order of position."""
-    part, offset, length = (keys[name].to_numpy() for name in ("part", "offset", "length"))
-    records: list[bytes] = [b""] * len(keys)
+def _staged_records(rows: np.ndarray, staging: Staging) -> list[bytes]:
+    """The staged records of rows, in their order; each part is read in order of position."""
+    part, offset, length = (np.ascontiguousarray(rows[name]) for name in ("part", "offset", "length"))
+    records: list[bytes] = [b""] * len(rows)
     order = np.lexsort((offset, part))
     for where in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
         path = staging.part(int(part[where[0]]), ".tfrecord")

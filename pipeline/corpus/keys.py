@@ -1,30 +1,38 @@
 """The keys of all examples: their order, their common shape, which are held out, copies, and where shards are cut.
 
-Pure functions of a table with a row an example, KEYS. No payload is here, only its digest and its length. A row with
-a reason stands for something that is no example; of such a row there is only the id, which says where it was.
+No payload is here, only its digest and its length. The work is DuckDB's, whose sorts, groups and joins spill to the
+disk: memory has a bound, however many rows there are. A row's number is its `rowid`, for a table keeps the order that
+it was made in. The tables, in the order in which they are made:
+
+rejected                    id, reason
+classes, contents, groups   a number for each label, each digest that is there more than once, each group
+keys                        an example a row, by label and id, with these numbers
+train, validation, eval     those of a split, in the same order
 """
 
-import collections
-import functools
+import glob
 import hashlib
+import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from duckdb.func import PythonUDFType
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.corpus.manifest import DTYPES, SPLITS, Feature, SplitManifest, SplitRule
+from pipeline.corpus.manifest import DTYPES, SPLITS, Feature, SplitRule
 from pipeline.corpus.options import IngestOptions
-from pipeline.corpus.sources.fields import PAIRS
 from pipeline.corpus.sources.source import Rejected
 from pipeline.triplets.draws import draw_key
 
 SPLIT_BY_CLASS_FROM = 20  # classes
+BATCH_ROWS = 8192  # of what is read of a table at once
 KEYS = pa.schema(
     [
         ("label", pa.binary()), ("id", pa.binary()), ("sha256", pa.binary()), ("group", pa.binary()),
@@ -33,56 +41,101 @@ KEYS = pa.schema(
         ("reason", pa.string()),
     ]
 )  # fmt: skip
+"""What is staged of an example. A row with a reason is none: its id says where it was, its offset is its number."""
+SHARD_KEYS = np.dtype([(name, "<i8") for name in ("part", "offset", "length", "bits", "content", "group")])
+"""What makes a row of a shard. bits: -1 for none. content: the first row of the split with the same payload. group: a
+number, in order of first appearance; -1 without one."""
 
 
-def order_rows(staged: pa.Table) -> tuple[pa.Table, list[Rejected]]:
-    """The examples ordered by (label, id), in byte order; and what is rejected, as repeated ids are."""
-    rejected = _rejected(staged.filter(pc.is_valid(staged["reason"])))
-    keys = staged.filter(pc.is_null(staged["reason"]))
-    keys = keys.sort_by([("id", "ascending"), ("part", "ascending"), ("offset", "ascending")])
-    ids = keys["id"].combine_chunks()
-    again = pa.concat_arrays([pa.array([False]), pc.equal(ids[1:], ids[:-1])])[: len(ids)]
-    rejected += _rejected(keys.filter(again), lambda row: "the id was there before; the first is kept")
-    return keys.filter(pc.invert(again)).sort_by([("label", "ascending"), ("id", "ascending")]), rejected
+def order_rows(db: duckdb.DuckDBPyConnection, files: Sequence[Path], kind: str) -> Feature | None:
+    """Orders the examples of staged KEYS by (label, id), in byte order; tells what is rejected, as repeated ids are.
 
-
-def _rejected(rows: pa.Table, reason: Callable[[dict[str, Any]], str] = lambda row: row["reason"]) -> list[Rejected]:
-    return [Rejected(source=row["id"].decode(), reason=reason(row)) for row in rows.to_pylist()]
-
-
-def alike(labels: Iterable[str]) -> list[list[str]]:
-    """Those that differ only in case, spaces, Unicode's form, or as 0 and 0.0 do: they may be meant to be one."""
-    found = collections.defaultdict(list)
-    for label in sorted(labels):
-        plain = "".join(unicodedata.normalize("NFKC", label).casefold().split())
-        found[re.sub(r"^(-?\d+)\.0+$", r"\1", plain)].append(label)
-    return [names for names in found.values() if len(names) > 1]
-
-
-def common_shape(keys: pa.Table, kind: str) -> tuple[Feature, pa.Table, list[Rejected]]:
-    """The payload of one example or more, with None where images' sizes differ; those that have it; and the others.
-
-    The others are vectors of another length than most.
+    files: Parquet, of the parts in order. Returns the payload of one example or more, with None where images' sizes
+    differ; None if there is no example. Vectors of another length than most are rejected.
     """
-    if kind == "text":
-        return Feature(kind=kind, shape=(), dtype=DTYPES[kind]), keys, []
-    shapes = [tuple(shape) for shape in keys["shape"].to_pylist()]
-    shape: tuple[int | None, ...]
+    names = [glob.escape(str(path)) for path in files]
+    (db.read_parquet(names) if names else db.from_arrow(KEYS.empty_table())).create_view("staged")
+    db.execute("""
+        CREATE TABLE rejected AS SELECT id, reason FROM staged WHERE reason IS NOT NULL ORDER BY part, "offset";
+        CREATE TABLE twice AS SELECT id FROM staged WHERE reason IS NULL GROUP BY id HAVING count(*) > 1;
+        CREATE TABLE again AS SELECT id, part, "offset" FROM staged SEMI JOIN twice USING (id) WHERE reason IS NULL
+            QUALIFY row_number() OVER (PARTITION BY id ORDER BY part, "offset") > 1;
+        INSERT INTO rejected SELECT id, 'the id was there before; the first is kept' FROM again
+            ORDER BY id, part, "offset";
+        CREATE VIEW examples AS FROM (FROM staged WHERE reason IS NULL) ANTI JOIN again USING (part, "offset");
+    """)
+    payload = _payload(db, kind)
+    fits = "true"
+    if payload and kind == "vector":
+        fits = f"shape = {list(payload.shape)}"
+        db.execute(f"""
+            INSERT INTO rejected SELECT id, format('vector of {{}} numbers, most have {payload.shape[0]}', shape[1])
+                FROM examples WHERE NOT {fits} ORDER BY label, id
+        """)
+    db.execute(f"""
+        CREATE VIEW fitting AS FROM examples WHERE {fits};
+        CREATE TABLE classes AS SELECT label, row_number() OVER (ORDER BY label) AS class FROM fitting GROUP BY label;
+        CREATE TABLE contents AS SELECT sha256, row_number() OVER () AS content FROM fitting GROUP BY sha256
+            HAVING count(*) > 1;
+        CREATE TABLE groups AS SELECT "group", row_number() OVER () AS unit FROM fitting WHERE "group" IS NOT NULL
+            GROUP BY "group";
+        CREATE TABLE keys AS SELECT class, id, content, unit, coalesce(array_position({list(SPLITS[1:])}, split), 0)
+            AS given, role, side, part, "offset", length, bits
+            FROM fitting JOIN classes USING (label) LEFT JOIN contents USING (sha256) LEFT JOIN groups USING ("group")
+            ORDER BY class, id;
+    """)
+    return payload
+
+
+def _payload(db: duckdb.DuckDBPyConnection, kind: str) -> Feature | None:
+    """Of vectors, the most frequent; of as frequent ones, the first."""
+    if not db.execute("FROM examples LIMIT 1").fetchone():
+        return None
+    shape: tuple[int | None, ...] = ()
     if kind == "image":
-        sizes = {found[:2] for found in shapes}
-        size = sizes.pop() if len(sizes) == 1 else (None, None)
-        shape = (*size, max(found[2] for found in shapes))
-        return Feature(kind=kind, shape=shape, dtype=DTYPES[kind]), keys, []
-    [(shape, _)] = collections.Counter(shapes).most_common(1)
-    fits = pa.array([found == shape for found in shapes])
-    others = _rejected(
-        keys.filter(pc.invert(fits)), lambda row: f"vector of {row['shape'][0]} numbers, most have {shape[0]}"
-    )
-    return Feature(kind=kind, shape=shape, dtype=DTYPES[kind]), keys.filter(fits), others
+        ends = db.execute("SELECT min(shape[1:2]), max(shape[1:2]), max(shape[3]) FROM examples").fetchall()
+        [(least, most, channels)] = ends
+        shape = (*(most if least == most else (None, None)), channels)
+    elif kind == "vector":
+        by_count = "FROM examples GROUP BY shape ORDER BY count(*) DESC, min((label, id)) LIMIT 1"
+        [(lengths,)] = db.execute(f"SELECT shape {by_count}").fetchall()
+        shape = tuple(lengths)
+    return Feature(kind=kind, shape=shape, dtype=DTYPES[kind])
 
 
-def assign_splits(keys: pa.Table, options: IngestOptions) -> tuple[np.ndarray, SplitRule]:
-    """int8 [rows], positions in SPLITS; and by what rows were drawn.
+def rejected(db: duckdb.DuckDBPyConnection) -> Iterator[Rejected]:
+    """What a source could not read, part by part; then repeated ids; then vectors of another length."""
+    for id, reason in _stream(db, "FROM rejected"):
+        yield Rejected(source=id.decode(), reason=reason)
+
+
+def facts(db: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """Of all examples: the fields of a CorpusManifest by these names."""
+    found = db.sql("""
+        SELECT (SELECT count(*) FROM rejected) AS rejected, max(bits) AS bits, count(role) > 0 AS roles,
+            count(unit) > 0 AS grouped, count(*) FILTER (side = 'negative') AS given_negatives,
+            list(DISTINCT given) FILTER (given > 0) AS given FROM keys
+    """)
+    named = dict(zip(found.columns, found.fetchall()[0], strict=True))
+    return named | {"given": sorted(SPLITS[code] for code in named["given"] or []), "alike": _alike(db)}
+
+
+def _alike(db: duckdb.DuckDBPyConnection) -> list[list[str]]:
+    """Labels that differ only in case, spaces, Unicode's form, or as 0 and 0.0 do: they may be meant to be one."""
+
+    def plain(labels: pa.ChunkedArray) -> pa.Array:
+        texts = (label.decode() for label in labels.to_pylist())
+        bare = ("".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)
+        return pa.array([re.sub(r"^(-?\d+)\.0+$", r"\1", text).encode() for text in bare], pa.binary())
+
+    db.create_function("plain", plain, ["BLOB"], "BLOB", type=PythonUDFType.ARROW)
+    groups = "GROUP BY plain(label) HAVING count(*) > 1 ORDER BY min(label)"
+    found = db.execute(f"SELECT list(label ORDER BY label) FROM classes {groups}").fetchall()
+    return [[label.decode() for label in labels] for (labels,) in found]
+
+
+def assign_splits(db: duckdb.DuckDBPyConnection, options: IngestOptions) -> SplitRule:
+    """Makes the tables of the splits. Returns by what rows were drawn.
 
     What the source puts into a split stays there. Of the others, those splits that it gave nothing for are drawn: by
     class (unseen classes), or by example, class by class, so that each split has every class. Unless told, as the split
@@ -90,127 +143,157 @@ def assign_splits(keys: pa.Table, options: IngestOptions) -> tuple[np.ndarray, S
     hash of the seed and the label or id. By example, what copies and groups join stays together: a held-out copy would
     be no test.
     """
-    given = given_splits(keys)
-    split = np.where(given < 0, 0, given).astype(np.int8)
-    rest = np.flatnonzero(split == 0)
-    told = {SPLITS[code] for code in np.unique(given[given > 0])}
-    shares = {name: 0.0 if name in told else getattr(options, f"{name}_share") for name in SPLITS[1:]}
-    labels = np.array(keys["label"].to_pylist(), object)
-    by = options.split_by if options.split_by != "auto" else _drawn_by(labels, split)
-    draw = str(draw_key(options.seed, 0, "split")).encode()
+    told = {SPLITS[code] for (code,) in db.execute("SELECT DISTINCT given FROM keys").fetchall()}
+    validation, evaluation = (0.0 if name in told else getattr(options, f"{name}_share") for name in SPLITS[1:])
+    key = str(draw_key(options.seed, 0, "split")).encode()
 
-    def cut(names: list[bytes], size: int) -> np.ndarray:
-        digests = np.array([hashlib.blake2b(name, digest_size=8, key=draw).digest() for name in names], "S8")
-        rank = np.searchsorted(np.sort(digests), digests)  # equal names, equal ranks
-        validation = round(shares["validation"] * size)
-        held_out = round((shares["validation"] + shares["eval"]) * size)
-        return np.where(rank < validation, 1, np.where(rank < held_out, 2, 0)).astype(np.int8)
+    def draw(names: pa.ChunkedArray) -> pa.Array:
+        digests = (hashlib.blake2b(name, digest_size=8, key=key).digest() for name in names.to_pylist())
+        return pa.array([int.from_bytes(digest, "big") for digest in digests], pa.uint64())
 
+    db.create_function("draw", draw, ["BLOB"], "UBIGINT", type=PythonUDFType.ARROW)
+    db.execute(f"""
+        CREATE MACRO cut(place, size) AS CASE  -- halves are rounded to even, as Python does
+            WHEN place < round_even('{validation!r}'::DOUBLE * size, 0) THEN 1
+            WHEN place < round_even('{validation + evaluation!r}'::DOUBLE * size, 0) THEN 2 ELSE 0 END
+    """)
+    by = options.split_by if options.split_by != "auto" else _drawn_by(db)
     if by == "class":
-        classes, code = np.unique(labels[rest], return_inverse=True)
-        split[rest] = cut(classes.tolist(), len(classes))[code]
+        db.execute("""
+            CREATE TABLE drawn AS SELECT class, cut(rank() OVER (ORDER BY digest) - 1, count(*) OVER ()) AS split FROM (
+                SELECT class, draw(label) AS digest FROM classes SEMI JOIN (FROM keys WHERE given = 0) USING (class)
+            );
+            CREATE VIEW dealt AS SELECT keys.*, keys.rowid AS row, CASE given WHEN 0 THEN split ELSE given END AS split
+                FROM keys LEFT JOIN drawn USING (class);
+        """)
     else:
-        ids, leader = keys["id"].take(pa.array(rest)).to_pylist(), _leaders(keys.take(pa.array(rest)))
-        drawn = np.zeros(len(rest), np.int8)
-        first = np.flatnonzero(np.append(True, labels[rest][1:] != labels[rest][:-1])) if len(rest) else rest
-        for rows in np.split(np.arange(len(rest)), first[1:]):
-            drawn[rows] = cut([ids[row] for row in leader[rows]], len(rows))
-        split[rest] = drawn[leader]  # a unit that several classes share goes where its first row does
+        _draw_examples(db)
+    for code, name in enumerate(SPLITS):
+        db.execute(f"""
+            CREATE TABLE {name} AS SELECT class, content, unit, part, "offset", length, bits, side,
+                CASE WHEN side IS NOT NULL THEN regexp_replace(decode(id), '/[^/]*$', '') END AS pair
+                FROM dealt WHERE split = {code} ORDER BY row
+        """)
     names = ("validation_share", "eval_share")
-    return split, SplitRule(by=by, seed=options.seed, **{name: float(getattr(options, name)) for name in names})
+    return SplitRule(by=by, seed=options.seed, **{name: float(getattr(options, name)) for name in names})
 
 
-def given_splits(keys: pa.Table) -> np.ndarray:
-    """int8 [rows]: the split that a row's source puts it into, as its position in SPLITS; -1 for none."""
-    return pc.index_in(keys["split"], pa.array(SPLITS)).fill_null(-1).to_numpy().astype(np.int8)
-
-
-def _drawn_by(labels: np.ndarray, split: np.ndarray) -> str:
-    to_train, held_out = set(labels[split == 0]), set(labels[split > 0])
+def _drawn_by(db: duckdb.DuckDBPyConnection) -> str:
+    [(to_train, held_out, both)] = db.execute("""
+        SELECT count(*) FILTER (free), count(*) FILTER (held), count(*) FILTER (free AND held)
+        FROM (SELECT bool_or(given = 0) AS free, bool_or(given > 0) AS held FROM keys GROUP BY class)
+    """).fetchall()
     if held_out:
-        return "example" if 2 * len(held_out & to_train) > len(held_out) else "class"
-    return "class" if len(to_train) >= SPLIT_BY_CLASS_FROM else "example"
+        return "example" if 2 * both > held_out else "class"
+    return "class" if to_train >= SPLIT_BY_CLASS_FROM else "example"
 
 
-def _leaders(keys: pa.Table) -> np.ndarray:
-    """int64 [rows]: the first row of those that copies and groups join with a row, directly or through others."""
-    content, group = (_codes(keys[name]) for name in ("sha256", "group"))
-    grouped = group >= 0
-    nodes = int(content.max(initial=-1)) + 1
-    edges = (np.ones(grouped.sum()), (content[grouped], group[grouped] + nodes))
-    size = nodes + int(group.max(initial=-1)) + 1
-    _, unit = connected_components(coo_array(edges, shape=(size, size)), directed=False)
-    _, first, which = np.unique(unit[content], return_index=True, return_inverse=True)
-    leader: np.ndarray = first[which]
-    return leader
+def _draw_examples(db: duckdb.DuckDBPyConnection) -> None:
+    """leader: the first row of those that copies and groups join with a row. All go where that is drawn to."""
+    db.execute("""
+        CREATE TABLE free AS SELECT keys.rowid AS row, class, draw(id) AS digest, coalesce(first, keys.rowid) AS first,
+            unit FROM keys LEFT JOIN (SELECT content, min(rowid) AS first FROM keys WHERE given = 0 GROUP BY content)
+            USING (content) WHERE given = 0
+    """)
+    edges = db.execute("SELECT DISTINCT first, unit FROM free WHERE unit IS NOT NULL").fetchnumpy()
+    row, leader = leaders(edges["first"], edges["unit"])
+    db.register("joined", pa.table({"first": row, "leader": leader}))
+    db.execute("""
+        CREATE TABLE led AS SELECT row, class, digest, coalesce(leader, first) AS leader
+            FROM free LEFT JOIN joined USING (first);
+        CREATE TABLE drawn AS SELECT led.row, led.leader, cut(
+                rank() OVER (PARTITION BY led.class ORDER BY own.digest) - 1, count(*) OVER (PARTITION BY led.class)
+            ) AS split FROM led JOIN led AS own ON own.row = led.leader;
+        CREATE VIEW dealt AS SELECT keys.*, keys.rowid AS row, coalesce(own.split, given) AS split
+            FROM keys LEFT JOIN drawn ON drawn.row = keys.rowid LEFT JOIN drawn AS own ON own.row = drawn.leader;
+    """)
 
 
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """int64 [rows]: equal where the values are; -1 for null."""
-    codes: np.ndarray = column.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
-    return codes
+def leaders(row: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows, each once, and the lowest row that units join each with, directly or through others: int64 [n].
+
+    row, unit: int64 [edges], a row and a unit that it is in.
+    """
+    rows, node = np.unique(row, return_inverse=True)
+    size = len(rows) + int(unit.max(initial=0)) + 1
+    edges = coo_array((np.ones(len(row), np.int8), (node, unit + len(rows))), shape=(size, size))
+    _, part = connected_components(edges, directed=False)
+    _, first, which = np.unique(part[: len(rows)], return_index=True, return_inverse=True)
+    return rows, rows[first[which]]
 
 
-def count_leaks(keys: pa.Table, split: np.ndarray) -> dict[str, int]:
+def count_leaks(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """By held-out split, how many of its rows have a copy, or a row of their group, in the train split."""
-    train = keys.filter(pa.array(split == 0))
-    found = {}
-    for code, name in enumerate(SPLITS[1:], 1):
-        held_out = keys.filter(pa.array(split == code))
-        known = [
-            pc.and_(pc.is_valid(held_out[key]), pc.is_in(held_out[key], train[key].combine_chunks()))
-            for key in ("sha256", "group")
-        ]
-        found[name] = pc.sum(pc.or_(*known)).as_py() or 0
-    return found
+    known = "content IN (SELECT content FROM train) OR unit IN (SELECT unit FROM train)"
+    return {name: db.execute(f"SELECT count(*) FROM {name} WHERE {known}").fetchall()[0][0] for name in SPLITS[1:]}
 
 
-def describe_split(keys: pa.Table) -> tuple[pa.Table, SplitManifest]:
-    """Adds codes of content and group to a split's ordered keys, and describes the split, without its shards.
-
-    content: the first row with the same payload; group: a number, -1 without a group.
-    """
-    label = np.array(keys["label"].to_pylist(), object)
-    _, first, which = np.unique(np.array(keys["sha256"].to_pylist(), "S32"), return_index=True, return_inverse=True)
-    content = first[which]
-    group = pa.array(_codes(keys["group"]))
-    keys = keys.append_column("content", pa.array(content, pa.int64())).append_column("group_code", group)
-    labels, first_rows = np.unique(label, return_index=True)
-    return keys, SplitManifest(
-        rows=len(keys),
-        labels=[name.decode() for name in labels],
-        first_rows=[*first_rows.tolist(), len(keys)],
-        copies=int((content != np.arange(len(keys))).sum()),
-        label_conflicts=int((label != label[content]).sum()),
-        shards=[],
-    )
+def _of_split(name: str) -> str:
+    """A subquery: a split's rows, with what SHARD_KEYS holds, and the class of the row that `content` names."""
+    return f"""(
+        SELECT rows.rowid AS row, part, "offset", length, coalesce(bits, -1) AS bits, rows.class,
+            coalesce(first, rows.rowid) AS content, coalesce(code, -1) AS "group", firsts.class AS class_of_first
+        FROM {name} AS rows LEFT JOIN (
+            SELECT content, min(rowid) AS first, arg_min(class, rowid) AS class FROM {name} GROUP BY content
+        ) AS firsts USING (content) LEFT JOIN (
+            SELECT unit, row_number() OVER (ORDER BY min(rowid)) - 1 AS code FROM {name} WHERE unit IS NOT NULL
+            GROUP BY unit
+        ) USING (unit)
+    )"""
 
 
-def given_triplets(train: pa.Table) -> np.ndarray:
-    """int64 [g, 3], ascending: each anchor of a pair with each positive and each negative of that pair, as row numbers.
-
-    train: the train split's ordered keys. A negative that has the anchor's label is left out.
-    """
-    row = np.flatnonzero(train["side"].is_valid())
-    keys = train.take(pa.array(row))
-    pair = _codes(pc.replace_substring_regex(keys["id"], "/[^/]*$", ""))
-    rows = pa.table({"pair": pair, "label": _codes(keys["label"]), "row": row})
-    sides = [
-        rows.filter(pc.equal(keys["side"], side)).rename_columns(["pair", f"label of {side}", side]) for side in PAIRS
-    ]
-    found = functools.reduce(lambda left, right: left.join(right, "pair", join_type="inner"), sides)
-    found = found.filter(pc.not_equal(found["label of anchor"], found["label of negative"]))
-    found = found.sort_by([(side, "ascending") for side in PAIRS])
-    return np.stack([found[side].to_numpy() for side in PAIRS], axis=1)
+def count_rows(db: duckdb.DuckDBPyConnection, name: str) -> dict[str, int]:
+    """Of a split: rows, copies and label_conflicts, as SplitManifest has them."""
+    [counts] = db.execute(f"""
+        SELECT count(*), count(*) FILTER (content != row), count(*) FILTER (class != class_of_first)
+        FROM {_of_split(name)}
+    """).fetchall()
+    return dict(zip(("rows", "copies", "label_conflicts"), counts, strict=True))
 
 
-def cut_shards(keys: pa.Table, shard_rows: int, shard_bytes: int) -> list[pa.Table]:
-    """Ordered keys in shards of at most `shard_rows` rows and, but for a single row, `shard_bytes` bytes."""
-    begins, size = [0], 0
-    for row, length in enumerate(keys["length"].to_pylist()):
-        if row > begins[-1] and (row - begins[-1] == shard_rows or size + length > shard_bytes):
-            begins.append(row)
-            size = 0
-        size += length
-    ends = [*begins[1:], len(keys)]
-    return [keys.slice(begin, end - begin) for begin, end in zip(begins, ends, strict=True) if end > begin]
+def labels(db: duckdb.DuckDBPyConnection, name: str) -> Iterator[str]:
+    """A split's labels, in order."""
+    for (label,) in _stream(db, f"SELECT label FROM classes SEMI JOIN {name} USING (class) ORDER BY class"):
+        yield label.decode()
+
+
+def first_rows(db: duckdb.DuckDBPyConnection, name: str) -> np.ndarray:
+    """int64 [classes + 1]: where each class of a split begins, and how many rows the split has."""
+    first = db.execute(f"SELECT min(rowid) AS first FROM {name} GROUP BY class ORDER BY first").fetchnumpy()["first"]
+    return np.append(first, db.execute(f"SELECT count(*) FROM {name}").fetchall()[0]).astype(np.int64)
+
+
+def given_triplets(db: duckdb.DuckDBPyConnection) -> np.ndarray:
+    """int64 [g, 3], ascending: each anchor of a pair with each positive and each negative of that pair, as row numbers
+    of the train split. A negative that has the anchor's label is left out."""
+    found = db.execute("""
+        SELECT a.rowid AS anchor, p.rowid AS positive, n.rowid AS negative FROM train AS a
+        JOIN train AS p USING (pair) JOIN train AS n USING (pair)
+        WHERE a.side = 'anchor' AND p.side = 'positive' AND n.side = 'negative' AND a.class != n.class ORDER BY ALL
+    """)
+    return np.stack([*found.fetchnumpy().values()], axis=1).astype(np.int64)
+
+
+def shards(db: duckdb.DuckDBPyConnection, name: str, shard_rows: int, shard_bytes: int) -> Iterator[np.ndarray]:
+    """A split's rows, SHARD_KEYS [n], shard by shard."""
+    columns = 'part, "offset", length, bits, content, "group"'
+    found = pa.RecordBatchReader.from_stream(db.sql(f"SELECT {columns} FROM {_of_split(name)} ORDER BY row"))
+    batches = (np.rec.fromarrays([column.to_numpy() for column in batch], SHARD_KEYS) for batch in found)
+    return cut_shards(batches, shard_rows, shard_bytes)
+
+
+def cut_shards(batches: Iterable[np.ndarray], shard_rows: int, shard_bytes: int) -> Iterator[np.ndarray]:
+    """Ordered SHARD_KEYS in shards of at most `shard_rows` rows and, but for a single row, `shard_bytes` bytes."""
+    left = np.empty(0, SHARD_KEYS)
+    for batch in itertools.chain(batches, [None]):
+        left = left if batch is None else np.concatenate([left, batch])
+        while len(left) >= (1 if batch is None else shard_rows):
+            fit = int(np.searchsorted(np.cumsum(left["length"][:shard_rows]), shard_bytes, "right"))
+            yield left[: max(1, fit)]
+            left = left[max(1, fit) :]
+
+
+def _stream(db: duckdb.DuckDBPyConnection, query: str) -> Iterator[tuple[Any, ...]]:
+    found = db.execute(query)
+    while rows := found.fetchmany(BATCH_ROWS):
+        yield from rows

@@ -46,23 +46,24 @@ class CorpusShard(Shard):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitManifest:
-    """labels: the classes. first_rows: classes + 1 numbers, class c holds rows first_rows[c] to first_rows[c + 1] - 1.
+    """labels: a file, the classes' names, a JSON string a line. first_rows: a file, int64 [classes + 1]: class c holds
+    rows first_rows[c] to first_rows[c + 1] - 1.
 
     copies: rows whose payload an earlier row has; label_conflicts: those under another label than that row.
     """
 
     rows: int
-    labels: list[str]
-    first_rows: list[int]
+    labels: Shard
+    first_rows: Shard
     copies: int
     label_conflicts: int
     shards: list[CorpusShard]
 
     def misfits(self) -> Iterator[str]:
         """What does not fit together."""
-        first, records = self.first_rows, [shard.records for shard in self.shards]
-        if len(first) != len(self.labels) + 1 or first[0] or first[-1] != self.rows or first != sorted(first):
-            yield f"its first_rows do not cut {self.rows} rows into {len(self.labels)} classes"
+        records = [shard.records for shard in self.shards]
+        if self.first_rows.records != self.labels.records + 1:
+            yield f"its first_rows are {self.first_rows.records}, it has {self.labels.records} labels"
         if min(records, default=0) < 0 or sum(records) != self.rows:
             yield f"its shards hold {sum(records)} records, expected {self.rows}"
 
@@ -83,12 +84,13 @@ class CorpusManifest:
 
     source_stamp: of the source's files, see `Source.stamp`. given: splits that a source put rows into. leaks: by
     held-out split, rows with a copy, or a row of their group, in train. roles: whether rows are queries and gallery.
-    rejected: how many examples were. bits: of images of 16 bits a pixel, how many the brightest of all uses;
-    None where there are none. given_negatives: rows of any split that are negatives of a pair. given_triplets: the file
-    of the triplets that these make in train, int64 [records, 3], rows of anchor, positive, negative; None for none.
+    rejected: how many examples were. alike: labels that differ in case, spaces or form only. bits: of images of 16 bits
+    a pixel, how many the brightest of all uses; None where there are none. given_negatives: rows of any split that are
+    negatives of a pair. given_triplets: the file of the triplets that these make in train, int64 [records, 3], rows of
+    anchor, positive, negative; None for none.
     """
 
-    FORMAT: ClassVar[str] = "triplet-miner-corpus/1"
+    FORMAT: ClassVar[str] = "triplet-miner-corpus/2"
     source: str
     source_stamp: str | None
     features: dict[str, Feature]
@@ -100,6 +102,7 @@ class CorpusManifest:
     fingerprint: str = ""
     given: list[str] = field(default_factory=list)
     leaks: dict[str, int] = field(default_factory=dict)
+    alike: list[list[str]] = field(default_factory=list)
     roles: bool = False
     given_negatives: int = 0
     given_triplets: Shard | None = None
@@ -122,9 +125,10 @@ class CorpusManifest:
         drawn = [name for name in SPLITS[1:] if name not in self.given and self.splits[name].rows]
         return f"{' and '.join(self.given)} as given" + "".join(f", {name} by {self.split_rule.by}" for name in drawn)
 
-    def known_classes(self, split: str) -> int:
-        """How many classes of a split the train split has too."""
-        return len(set(self.splits[split].labels) & set(self.splits["train"].labels))
+    def arrays(self) -> list[Shard]:
+        """The files that are no shards."""
+        of_splits = [entry for split in self.splits.values() for entry in (split.labels, split.first_rows)]
+        return [*of_splits, *([self.given_triplets] if self.given_triplets else [])]
 
     def computed_fingerprint(self) -> str:
         """SHA-256 over what the corpus holds; not over where it came from, nor over its own name."""
@@ -139,7 +143,8 @@ def read_corpus_manifest(run_dir: Path) -> CorpusManifest:
     path = Run(run_dir).corpus_manifest
     if not path.exists():
         raise InputError(f"{path} is missing. Make it: python -m pipeline.ingest --run_dir {run_dir} --source ...")
-    manifest = manifests.read(path, CorpusManifest)
+    again = "Ingest again, into a new --run_dir."
+    manifest = manifests.read(path, CorpusManifest, again=again)
     if manifest.fingerprint != manifest.computed_fingerprint():
         raise InputError(f"{path} was changed by hand: its fingerprint does not fit. Ingest into a new --run_dir.")
     for misfit in manifest.misfits():

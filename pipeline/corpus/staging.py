@@ -3,7 +3,10 @@
 parts.jsonl, parts.npy        the source's parts, and where each one's line begins
 part-N.tfrecord               the examples of a part
 part-N.parquet                their keys, and what was rejected, with reasons
-SPLIT-N.parquet               the keys of a shard's rows: too large to travel inside a graph
+ordered.json                  what the corpus holds, but for its shards, whose number is there
+SPLIT-N.npy                   the keys of a shard's rows: too large to travel inside a graph
+SPLIT.labels.jsonl, SPLIT.first_rows.npy, given.npy
+                              as in the corpus
 shards.json                   the shards that are written
 rejected.jsonl                all that was rejected
 """
@@ -41,7 +44,11 @@ class Staging:
         return self.path / f"part-{number:05d}{suffix}"
 
     def shard_keys(self, split: str, number: int) -> Path:
-        return self.path / f"{split}-{number:05d}.parquet"
+        return self.path / f"{split}-{number:05d}.npy"
+
+    @property
+    def ordered(self) -> Path:
+        return self.path / "ordered.json"
 
     @property
     def shards(self) -> Path:
@@ -54,8 +61,3 @@ class Staging:
 
 def write_table(path: Path, table: pa.Table) -> None:
     storage.write_atomically(path, functools.partial(pq.write_table, table))
-
-
-def read_table(path: Path) -> pa.Table:
-    with path.open("rb") as file:
-        return pq.read_table(file)

@@ -2,7 +2,8 @@
 
 RUN_DIR/
   .lock-mine, .lock-train     who works there
-  corpus/                     corpus.json, shards with their indexes, rejected.jsonl, given.npy
+  corpus/                     corpus.json, shards with their indexes, SPLIT.labels.jsonl, SPLIT.first_rows.npy,
+                              rejected.jsonl, given.npy
   corpus.new/                 while a corpus is made
   rounds/0000/
     checkpoint/               model.keras, what this round mines with; network.json, optimizer.npz

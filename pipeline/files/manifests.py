@@ -6,7 +6,7 @@ checksum. Each has a checksum of itself too.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -33,8 +33,9 @@ def write(path: Path, manifest: Manifest) -> None:
     write_json(path, {"format": manifest.FORMAT, CHECKSUM: _checksum(value), **value})  # its line can be removed
 
 
-def read(path: Path, kind: type[M], **place: Any) -> M:
+def read(path: Path, kind: type[M], *, again: str = "Make it again.", **place: Any) -> M:
     """A manifest. place: fields that say where it belongs, as `round=3`; one that has None there fits everywhere.
+    again: what to do about one of another format.
 
     Raises:
       InputError: if the file is no JSON, of another format, not as it was written, of another place, or if a field is
@@ -47,7 +48,7 @@ def read(path: Path, kind: type[M], **place: Any) -> M:
         raise InputError(f"{path} is not a manifest: {error}. {remedy}") from None
     found = value.get("format") if isinstance(value, dict) else None
     if found != kind.FORMAT:
-        raise InputError(f"{path} has format {found!r}, expected {kind.FORMAT!r}. Make it again.")
+        raise InputError(f"{path} has format {found!r}, expected {kind.FORMAT!r}. {again}")
     checksum = value.pop(CHECKSUM, None)
     if checksum not in (None, _checksum(value)):
         raise InputError(
@@ -74,9 +75,14 @@ def write_json(path: Path, value: Any) -> None:
     storage.write_atomically(path, lambda temporary: temporary.write_bytes(text))
 
 
-def write_json_lines(path: Path, values: Sequence[Any]) -> None:
-    lines = msgspec.json.Encoder().encode_lines(values)
-    storage.write_atomically(path, lambda temporary: temporary.write_bytes(lines))
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    encode = msgspec.json.Encoder().encode
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.writelines(encode(value) + b"\n" for value in values)
+
+    storage.write_atomically(path, write)
 
 
 def _checksum(value: dict[str, Any]) -> str:
@@ -99,6 +105,11 @@ class Shard:
 
     def __post_init__(self) -> None:
         check_name(self.file)
+
+    @classmethod
+    def of(cls, path: Path, records: int) -> "Shard":
+        """The entry of a file that is there."""
+        return cls(file=path.name, records=records, bytes=path.stat().st_size, sha256=storage.sha256_of(path))
 
 
 def check_name(name: str) -> None:

@@ -84,6 +84,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Any:
     return result
 
 
+def copy(source: Path, target: Path) -> None:
+    write_atomically(target, lambda temporary: shutil.copyfile(local_copy(source), temporary))
+
+
 def write_checked(path: Path, write: Callable[[Path], Any], note: str = "") -> None:
     """The same, and the file's SHA-256 in a file beside it: removed first, written last, so that it fits or is gone.
 

@@ -73,9 +73,9 @@ def mine_round(
     if packing.packs == "spread" and mining.positives > 1:
         raise InputError(f"packs that are spread take no positives; found {mining.positives}. Leave one of both out.")
     split = corpus.split("train")
-    if len(split.labels) < 2:
+    if split.classes < 2:
         raise InputError(
-            f"{corpus.directory}: {len(split.labels)} class to train on; a negative needs two. Ingest a source with "
+            f"{corpus.directory}: {split.classes} class to train on; a negative needs two. Ingest a source with "
             f"two classes or more into a new --run_dir."
         )
     if round.manifest.exists():

@@ -4,6 +4,7 @@ Each step reads files by name and writes files by name, so that it can run anywh
 """
 
 import functools
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -289,13 +290,15 @@ class DealGroups(Step):
         rule, packing, most = self.job.rule, self.job.packing, self.job.mining.anchors
         runs = len(class_runs(self.split)) - 1
         _expect("runs of groups", grouped, runs)
-        parts, means = [], []
-        for number in range(runs):
-            arrays = storage.read_arrays(self.job.work / "groups" / f"{number:06d}.npz")
-            means.append(arrays.pop("means"))
-            parts.append(spread.Groups(**arrays))
+        parts = []
+        with tempfile.TemporaryFile() as file:  # a million means may not fit into memory
+            for number in range(runs):
+                arrays = storage.read_arrays(self.job.work / "groups" / f"{number:06d}.npz")
+                arrays.pop("means").tofile(file)
+                parts.append(spread.Groups(**arrays))
+            means = np.memmap(file, np.float64, "r").reshape(self.split.classes, -1)
+            place = spread.order_classes(means, packing.pack_rows // packing.fill)
         groups = spread.Groups.concatenate(parts)
-        place = spread.order_classes(np.concatenate(means), packing.pack_rows // packing.fill)
         rows, starts = spread.deal(rule, groups, place[groups.label], packing.pack_rows, packing.fill)
         every, grouped_rows, dealt_rows = self.split.rows, len(np.unique(groups.row)), len(np.unique(rows))
         if most is not None and most < every:  # a part of the packs: then no row is missed

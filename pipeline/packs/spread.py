@@ -21,6 +21,7 @@ from pipeline.triplets.kernels import compiled, one_blas_thread
 from pipeline.triplets.rows import Block
 from pipeline.triplets.rule import Rule
 
+CHUNK = 1 << 16  # classes
 MATCHED = 32  # rows of a class at the least, drawn by hash, among which the farthest are looked for
 
 
@@ -135,19 +136,28 @@ def class_means(embedding: np.ndarray, label: np.ndarray) -> np.ndarray:
 def order_classes(means: np.ndarray, parts: int) -> np.ndarray:
     """int64 [classes]: each class's place in an order that is halved until it has `parts` parts or more.
 
-    means: float64 [classes, dim].
+    means: float64 [classes, dim], may be mapped: of at most CHUNK classes all numbers are held at once.
     """
     cut = [np.arange(len(means))]
     while len(cut) < parts and min(map(len, cut)) > 1:
         halves = []
         for part in cut:
-            widest = np.argmax(np.ptp(means[part], axis=0))
+            widest = np.argmax(_extent(means, part))
             part = part[np.argsort(means[part, widest], kind="stable")]
             halves += [part[: len(part) // 2], part[len(part) // 2 :]]
         cut = halves
     place = np.empty(len(means), np.int64)
     place[np.concatenate(cut)] = np.arange(len(means))
     return place
+
+
+def _extent(means: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """float64 [dim]: how far apart the means of some classes, int64 [n], lie in each coordinate."""
+    least, most = np.full((2, means.shape[1]), [[np.inf], [-np.inf]])
+    for first in range(0, len(part), CHUNK):
+        some = means[part[first : first + CHUNK]]
+        least, most = np.minimum(least, some.min(axis=0)), np.maximum(most, some.max(axis=0))
+    return most - least
 
 
 def deal(rule: Rule, groups: Groups, place: np.ndarray, pack_rows: int, fill: int) -> tuple[np.ndarray, np.ndarray]:

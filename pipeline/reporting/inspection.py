@@ -1,6 +1,7 @@
 """What TFRecord files hold, and whether it is what their manifests say."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,14 @@ def problems(directory: Path) -> Iterator[str]:
     for path in found:
         if path.name == "corpus.json":
             corpus = Corpus.open(path.parent.parent)
-            try:
-                corpus.given_triplets()
-            except InputError as error:
-                yield str(error)
             splits = [corpus.split(name) for name in SPLITS]
+            lists: list[Callable[[], object]] = [corpus.given_triplets]
+            lists += [functools.partial(getattr, split, name) for split in splits for name in ("labels", "first_rows")]
+            for open_list in lists:
+                try:
+                    open_list()
+                except InputError as error:
+                    yield str(error)
             shards: list[Shard] = [shard for split in splits for shard in split.shards]
             checks = [lambda s=s, n=n: s.check_shard(n) for s in splits for n in range(len(s.shards))]
         else:

@@ -54,7 +54,7 @@ def test_unseen_and_half_known_classes_are_said(tmp_path):
         [vectors(tmp_path / "a.npz", range(6), 10)], tmp_path / "run", validation_share=0.0,
         eval_source=(vectors(tmp_path / "b.npz", range(4, 9), 4, 1),),
     )  # fmt: skip
-    assert corpus.manifest.known_classes("eval") == 2
+    assert corpus.known_classes("eval") == 2
     assert init.main(["--run_dir", str(tmp_path / "run")]) == 0
     assert "(2 of them known)" in str(evaluate_rounds(tmp_path / "run", retrieval_only=True))
 

@@ -23,7 +23,7 @@ NAMES = ["../a.tfrecord", "{outside}/a.tfrecord", "../../outside/a", "..", ".", 
 HOSTILE = [
     *(("corpus/corpus.json", "file", name) for name in NAMES[:7]),
     *(("corpus/corpus.json", "index", name) for name in NAMES[:4]),
-    *(("corpus/corpus.json", "given_triplets", name) for name in NAMES[:3]),
+    *(("corpus/corpus.json", of, name) for of in ("given_triplets", "labels", "first_rows") for name in NAMES[:3]),
     *(("rounds/0000/triplets/triplets.json", "file", name) for name in NAMES),
 ]
 
@@ -39,8 +39,11 @@ def spoil(manifest, field, name):
     if field == "given_triplets":
         edit(manifest, given_triplets={"file": name, "records": 1, "bytes": 1, "sha256": "0"})
         return
-    shards = told["shards"] if "shards" in told else told["splits"]["train"]["shards"]
-    shards[-1][field] = name
+    if field in ("labels", "first_rows"):
+        told["splits"]["train"][field]["file"] = name
+    else:
+        shards = told["shards"] if "shards" in told else told["splits"]["train"]["shards"]
+        shards[-1][field] = name
     edit(manifest, **told)
 
 

@@ -261,7 +261,7 @@ def labels_of(directory, source):
     corpus = ingested(directory / "run", f"images:{source}", **NO_HOLD_OUT)
     assert corpus.manifest.rejected == 0
     split = corpus.split("train")
-    return dict(zip(split.labels, np.diff(corpus.manifest.splits["train"].first_rows).tolist(), strict=True))
+    return dict(zip(split.labels, np.diff(split.first_rows).tolist(), strict=True))
 
 
 def test_every_webp_of_a_folder_is_a_row(tmp_path):

@@ -185,8 +185,8 @@ class Command:
     makes: tuple[str, ...] = ()
 
 
-CORPUS = ("corpus/corpus.json", "corpus/train*.tfrecord", "corpus/train*.npy")
-EVAL = ("corpus/corpus.json", "corpus/eval*.tfrecord", "corpus/eval*.npy")
+CORPUS = ("corpus/corpus.json", "corpus/train*.tfrecord", "corpus/train*.npy", "corpus/train.labels.jsonl")
+EVAL = ("corpus/corpus.json", "corpus/eval*.tfrecord", "corpus/eval*.npy", "corpus/eval.labels.jsonl")
 STATE = ("rounds/*/checkpoint/model.keras", "rounds/*/checkpoint/model.sha256", "rounds/*/checkpoint/optimizer.npz")
 KEPT = ("rounds/*/embeddings/*/*.npy", "rounds/*/embeddings/*/*.sha256")
 MINED = ("rounds/*/triplets/*.tfrecord", "rounds/*/triplets/triplets.json")

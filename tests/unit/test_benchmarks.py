@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 
-from benchmarks import peers, publish, selection
+from benchmarks import large, peers, publish, selection
 from benchmarks.quality import arms, cells, controls, page, tuning
 from benchmarks.runs import IN_PROCESS
 from benchmarks.table import Row, installed
@@ -26,6 +26,14 @@ from trainer.recipe import read_recipe
 def test_bounds_go_both_ways(value, at_least, verdict):
     assert Row(what="x", value=value, bound=2.0, at_least=at_least).verdict == verdict
     assert Row(what="x", value=value, at_least=at_least).verdict == "-"
+
+
+def test_ingest_is_measured_beside_reading_and_writing_once():
+    for kind in ("csv", "vectors"):
+        ratio, ours, theirs, _ = large.over_once(kind, rows=300, repeat=1)
+        assert ratio.value == pytest.approx(ours.value / theirs.value) and ratio.bound == 3
+    [peak] = large.memory(rows=300, classes=30)
+    assert 0.2 < peak.value < peak.bound == 2
 
 
 def test_marginal_cost_is_a_difference_over_a_difference_of_the_fastest():

@@ -159,9 +159,9 @@ def evaluate_rounds(
             checkpoint_digest=embedder.network.digest(), round=number,
         )  # fmt: skip
         manifests.write(round.evaluation(split_name), evaluation)
-    known = corpus.manifest.known_classes(split_name)
+    known = corpus.known_classes(split_name)
     return Evaluated(
-        split=split_name, rows=split.rows, classes=len(split.labels), known=known, measures=rows,
+        split=split_name, rows=split.rows, classes=split.classes, known=known, measures=rows,
         baselines=measure_baselines(corpus, split_name),
     )  # fmt: skip
 

@@ -16,14 +16,20 @@ from pipeline.corpus.sources.fields import as_key
 from pipeline.corpus.sources.source import PART_ROWS, Example, Rejected, Source
 from pipeline.errors import InputError
 
+MOST_ROWS = 8 * PART_ROWS  # of a part of small rows: each shard is put together from rows of all parts
+PART_BYTES = 8 << 20
 
-def open_source(argument: str, part_rows: int = PART_ROWS) -> Source:
+
+def open_source(argument: str, part_rows: int | None = None) -> Source:
     npz = Npz(argument)
 
     def parts() -> list[Any]:
         npz.check()
         rows, place = npz.shape[0], os.path.abspath(argument)
-        step = part_rows if npz.is_stored else max(1, rows)  # what is compressed is read from its start only
+        small = min(MOST_ROWS, PART_BYTES // max(1, npz.row_bytes))
+        step = part_rows or max(PART_ROWS, small)
+        if not npz.is_stored:  # what is compressed is read from its start only
+            step = max(1, rows)
         return [(place, start, min(start + step, rows)) for start in range(0, rows, step)]
 
     return Source(
@@ -92,6 +98,10 @@ class Npz:
         if self.name == "vectors" and (len(self.shape) != 2 or self.dtype.kind not in "fiu"):
             raise InputError(f"arrays:{path}: vectors are numbers [n, dim]; found {self.dtype} {list(self.shape)}.")
 
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape[1:])) * self.dtype.itemsize
+
     def _open(self) -> Any:
         return zipfile.ZipFile(self.path).open(self._member)
 
@@ -111,16 +121,16 @@ class Npz:
                 name, extra = struct.unpack("<26xHH", file.read(30))
             offset = self._member.header_offset + 30 + name + extra + self._header_bytes
             order: Any = "F" if self.is_fortran else "C"
-            yield from np.memmap(self.path, self.dtype, "r", offset, self.shape, order)[start:stop]
+            mapped = np.memmap(self.path, self.dtype, "r", offset, self.shape, order)
+            yield from np.asarray(mapped)[start:stop]  # a row of a memmap takes long to make
         elif self.is_fortran:  # a row's numbers are all over the file
             with np.load(self.path, allow_pickle=False) as arrays:
                 yield from arrays[self.name][start:stop]
         else:
-            size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
             with self._open() as file:
                 file.read(self._header_bytes)
                 for _ in range(start, stop):
-                    yield np.frombuffer(file.read(size), self.dtype).reshape(self.shape[1:])
+                    yield np.frombuffer(file.read(self.row_bytes), self.dtype).reshape(self.shape[1:])
 
 
 @functools.lru_cache(maxsize=1)  # a part is some of its rows

@@ -1,4 +1,4 @@
-"""DuckDB, as sources use it: a connection with bounds, and copies of what it reads as Parquet."""
+"""DuckDB, as ingest uses it: a connection with bounds, and copies of what it reads as Parquet."""
 
 import tempfile
 from collections.abc import Mapping
@@ -12,10 +12,13 @@ from pipeline.files import storage
 GROUP_ROWS = 8192  # of a copy's row groups
 
 
-def connect(database: str = "") -> duckdb.DuckDBPyConnection:
-    """One thread, so that rows keep their order; a gigabyte of memory; a database is only read; nothing is fetched."""
+def connect(database: str = "", *, scratch: str = "", memory: str = "1GB") -> duckdb.DuckDBPyConnection:
+    """One thread, so that rows keep their order; bounded memory; a database is only read; nothing is fetched.
+
+    scratch: a folder of its own for what does not fit into memory.
+    """
     options: dict[str, Any] = {
-        "threads": 1, "memory_limit": "1GB", "temp_directory": tempfile.gettempdir(),
+        "threads": 1, "memory_limit": memory, "temp_directory": scratch or tempfile.gettempdir(),
         "autoinstall_known_extensions": False,
     }  # fmt: skip
     return duckdb.connect(database, read_only=bool(database), config=options)

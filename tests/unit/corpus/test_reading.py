@@ -93,9 +93,8 @@ def test_given_triplets_of_rows_that_there_are_not_are_refused(corpus, rows, mes
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"first_rows": [0, 2]}, "its first_rows do not cut 5 rows into 2 classes"),
-        ({"first_rows": [0, 6, 5]}, "do not cut"), ({"first_rows": [1, 2, 5]}, "do not cut"),
-        ({"rows": 2**60}, "do not cut"), ({"first_rows": []}, "do not cut"),
+        ({"first_rows": Shard(file="a.npy", records=2, bytes=1, sha256="")}, "its first_rows are 2, it has 2 labels"),
+        ({"rows": 2**60}, f"its shards hold 5 records, expected {2**60}"),
         ({"shards": []}, "its shards hold 0 records, expected 5"),
     ],
 )  # fmt: skip
@@ -105,7 +104,57 @@ def test_a_split_whose_numbers_do_not_fit_is_refused(corpus, train, message):
         Corpus.open(corpus.run_dir)
 
 
-NOTHING = SplitManifest(rows=0, labels=[], first_rows=[0], copies=0, label_conflicts=0, shards=[])
+@pytest.mark.parametrize(
+    "first_rows", [np.array([0, 6, 5]), np.array([1, 2, 5]), np.array([0, 2, 6]), np.zeros(3), np.array([[0, 2, 5]])]
+)
+def test_first_rows_that_do_not_cut_the_rows_into_classes_are_refused(corpus, first_rows):
+    path = corpus.directory / "train.first_rows.npy"
+    storage.save_array(path, first_rows)
+    rewrite(corpus, splits=with_train(corpus, first_rows=Shard.of(path, 3)))
+    split = Corpus.open(corpus.run_dir).split("train")
+    with pytest.raises(InputError, match=f"{path} does not cut 5 rows into 2 classes. Ingest into a new --run_dir"):
+        split.class_of(np.arange(5))
+
+
+def test_labels_of_another_number_than_classes_are_refused(corpus):
+    path = corpus.directory / "train.labels.jsonl"
+    assert Corpus.open(corpus.run_dir).split("train").labels == ["a", "b"]
+    manifests.write_json_lines(path, ["a", "b", "c"])
+    rewrite(corpus, splits=with_train(corpus, labels=Shard.of(path, 2)))
+    with pytest.raises(InputError, match=f"{path} holds 3 labels, expected 2. Ingest into a new --run_dir"):
+        _ = Corpus.open(corpus.run_dir).split("train").labels
+
+
+@pytest.mark.parametrize("name", ["labels", "first_rows"])
+def test_labels_and_first_rows_are_opened_when_they_are_needed_and_compared_with_the_manifest(corpus, name):
+    path = corpus.directory / getattr(corpus.manifest.splits["train"], name).file
+    path.write_bytes(path.read_bytes()[::-1])
+    split = Corpus.open(corpus.run_dir).split("train")
+    assert (split.rows, split.classes, len(split.read(np.arange(5)))) == (5, 2, 5)
+    with pytest.raises(InputError, match=f"{path} is not what .*corpus.json lists"):
+        getattr(split, name)
+    with pytest.raises(InputError, match=f"{path} is not what .*corpus.json lists"):
+        split.check()
+
+
+def test_labels_are_in_the_fingerprint(corpus):
+    path = corpus.directory / "train.labels.jsonl"
+    manifests.write_json_lines(path, ["a", "c"])
+    rewrite(corpus, splits=with_train(corpus, labels=Shard.of(path, 2)))
+    assert Corpus.open(corpus.run_dir).fingerprint != corpus.fingerprint
+
+
+def test_a_corpus_of_the_first_format_is_refused(corpus):
+    path = Run(corpus.run_dir).corpus_manifest
+    path.write_text(path.read_text().replace("triplet-miner-corpus/2", "triplet-miner-corpus/1"))
+    with pytest.raises(InputError, match="triplet-miner-corpus/1', .*/2'. Ingest again, into a new --run_dir."):
+        Corpus.open(corpus.run_dir)
+
+
+NOTHING = SplitManifest(
+    rows=0, labels=Shard(file="a.jsonl", records=0, bytes=0, sha256=""), copies=0, label_conflicts=0, shards=[],
+    first_rows=Shard(file="a.npy", records=1, bytes=0, sha256=""),
+)  # fmt: skip
 TEXT = Feature(kind="text", shape=(), dtype="string")
 
 

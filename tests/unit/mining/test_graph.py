@@ -13,7 +13,7 @@ from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2 as proto
-from handmade import write_corpus, write_embeddings
+from handmade import write_classes, write_corpus, write_embeddings
 
 from pipeline.errors import InputError
 from pipeline.files import manifests
@@ -49,9 +49,9 @@ def large(request, tmp_path_factory):
     corpus = write_corpus(run_dir, ["a", "b"], np.eye(2, dtype=np.float32))
     train = corpus.manifest.splits["train"]
     shard = replace(train.shards[0], records=ROWS // 100)
-    classes = [f"{c:04d}" for c in range(1000)]
     first_rows = np.linspace(0, ROWS, 1001).astype(int).tolist()
-    train = replace(train, rows=ROWS, labels=classes, first_rows=first_rows, shards=[shard] * 100)
+    classes = [f"{c:04d}" for c in range(1000)]
+    train = write_classes(corpus.directory, "train", classes, first_rows, shards=[shard] * 100)
     given = Shard(file="given.npy", records=ROWS, bytes=1, sha256="") if request.param == "given" else None
     manifest = replace(corpus.manifest, splits={**corpus.manifest.splits, "train": train}, given_triplets=given)
     manifests.write(Run(run_dir).corpus_manifest, replace(manifest, fingerprint=manifest.computed_fingerprint()))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.packs.spread import MATCHED, Groups, class_means, deal, group_rows, order_classes
+from pipeline.packs.spread import CHUNK, MATCHED, Groups, class_means, deal, group_rows, order_classes
 from pipeline.triplets.rows import Block, to_grid
 from pipeline.triplets.rule import Rule
 
@@ -109,6 +109,20 @@ def test_near_classes_are_neighbours_and_far_ones_share_packs():
     part_of[neighbours] = np.arange(160) // 10
     for pack in np.split(rows, starts[1:-1]):
         assert sorted(part_of[np.unique(label[pack])]) == list(range(16))
+
+
+def test_more_means_than_are_held_at_once_may_lie_on_a_disk(tmp_path):
+    means = np.random.default_rng(0).integers(-50, 50, (CHUNK + 5000, 3)).astype(np.float64)
+    np.save(tmp_path / "means.npy", means)
+    place = order_classes(np.load(tmp_path / "means.npy", mmap_mode="r"), 4)
+    cut = [np.arange(len(means))]
+    for _ in range(2):
+        halves = []
+        for part in cut:
+            part = part[np.argsort(means[part, np.argmax(np.ptp(means[part], axis=0))], kind="stable")]
+            halves += [part[: len(part) // 2], part[len(part) // 2 :]]
+        cut = halves
+    assert (np.argsort(place) == np.concatenate(cut)).all()
 
 
 @given(

@@ -1,10 +1,13 @@
 """Batches against the packs and the corpus that they come from."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from handmade import write_classes
 
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.decoding import Inputs
@@ -95,16 +98,18 @@ def test_in_batch_no_class_and_no_row_comes_again_before_all_have(small):
     assert len(set(seen)) == len(seen)
 
 
-def with_classes(corpus: Corpus, sizes: list[int]) -> Corpus:
-    """The corpus with its train split's first rows in classes of these sizes."""
-    split = corpus.manifest.splits["train"]
+def with_classes(corpus: Corpus, sizes: list[int], run_dir: Path) -> Corpus:
+    """A copy of the corpus with its train split's first rows in classes of these sizes."""
+    shutil.copytree(corpus.directory, Run(run_dir).corpus)
     first_rows = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-    cut = replace(split, labels=list(map(str, range(len(sizes)))), first_rows=first_rows, rows=first_rows[-1])
-    return replace(corpus, manifest=replace(corpus.manifest, splits={**corpus.manifest.splits, "train": cut}))
+    shards = corpus.manifest.splits["train"].shards
+    cut = write_classes(Run(run_dir).corpus, "train", list(map(str, range(len(sizes)))), first_rows, shards=shards)
+    manifest = replace(corpus.manifest, splits={**corpus.manifest.splits, "train": cut})
+    return replace(corpus, run_dir=run_dir, manifest=manifest)
 
 
-def test_a_class_with_fewer_rows_than_a_batch_takes_gives_each_as_often(small):
-    corpus = with_classes(Corpus.open(small), [3, 3, 1])
+def test_a_class_with_fewer_rows_than_a_batch_takes_gives_each_as_often(small, tmp_path):
+    corpus = with_classes(Corpus.open(small), [3, 3, 1], tmp_path)
     split: Split = corpus.split("train")
     assert usable_classes(corpus).tolist() == [0, 1]
     payload = {example["image"][0]: row for row, example in enumerate(split.examples(np.arange(6)))}
@@ -125,6 +130,6 @@ def test_what_is_left_of_a_deck_does_not_come_together_in_the_next(small):
     assert together < 40
 
 
-def test_too_few_classes_are_refused(small):
+def test_too_few_classes_are_refused(small, tmp_path):
     with pytest.raises(InputError, match="1 of the classes to train on have two rows or more, triplets need two"):
-        usable_classes(with_classes(Corpus.open(small), [3, 1, 1]))
+        usable_classes(with_classes(Corpus.open(small), [3, 1, 1], tmp_path))

@@ -1,10 +1,13 @@
 """The memory: who is whose positive and negative, what is drawn, what a step makes of it."""
 
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from handmade import write_classes
 
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.decoding import Inputs
@@ -22,10 +25,11 @@ CLASSES, ROWS = 12, 20
 def memory_of(label, content=None, group=None, most=10_000, seed=0) -> Memory:
     """Of rows with these labels (ascending), codes of content and groups; embeddings of their own numbers."""
     first_rows = np.searchsorted(label, np.arange(label.max() + 2))
-    split = Split(
-        directory=None, name="train", labels=list(map(str, range(label.max() + 1))), first_rows=first_rows, shards=[],
-        copies=content is not None, grouped=group is not None,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        names = list(map(str, range(label.max() + 1)))
+        classes = write_classes(Path(directory), "train", names, first_rows.tolist(), copies=int(content is not None))
+        split = Split(directory=Path(directory), name="train", manifest=classes, grouped=group is not None)
+        assert len(split.first_rows) == len(first_rows), "read while it is there"
 
     def block(rows):
         codes = {n: None if c is None else c[rows] for n, c in (("content", content), ("group", group))}
