@@ -76,11 +76,11 @@ def mine(source: Path, options: list[str], workers: int = 1) -> Measured:
 
 def costs(run: Path, kind: str, state: Path) -> list[Row]:
     """A small job on an engine over the same in one process; how often it starts Python."""
-    engine = Engine(state)
+    engine, digests = Engine(state), set[str]()
     try:
-        options, digests = engine.start(kind), set()
+        engine.start(kind)
         ratio, there, here = paired(
-            lambda: digests.add(mine(run, options).digest), lambda: digests.add(mine(run, []).digest), PAIRS
+            lambda: digests.add(mine(run, engine.options).digest), lambda: digests.add(mine(run, []).digest), PAIRS
         )
         starts = engine.starts() / PAIRS
     finally:
@@ -100,7 +100,8 @@ def gains(run: Path, kind: str, state: Path) -> list[Row]:
     for workers in (1, 2):
         engine = Engine(state)
         try:
-            runs[workers] = mine(run, engine.start(kind, workers), workers)
+            engine.start(kind, workers)
+            runs[workers] = mine(run, engine.options, workers)
         finally:
             engine.stop()
     one, two = runs[1], runs[2]

@@ -31,6 +31,7 @@ WORKERS = 2
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
 CACHE = "--environment_cache_millis=60000"  # else Java runners start Python anew at each stage
+LOGGED = "-Dorg.apache.logging.log4j.level=INFO"
 COMPLAINT = re.compile(r"ERROR|Caused by|Error:|Exception: ")
 # What Flink and Spark reach into by reflection on Java 17.
 OPENED = (
@@ -73,11 +74,12 @@ class Engine:
 
     def __init__(self, state: Path):
         self.state = state
+        self.options: list[str] = []  # of Beam, to use it with
         self.web = ""  # where Flink's JobManager or Spark's master answers
         self.commands: dict[str, tuple[list[str], dict[str, str]]] = {}
 
-    def start(self, kind: str, workers: int = WORKERS) -> list[str]:
-        """Starts all of an engine, waits until it answers, and returns the options of Beam to use it with.
+    def start(self, kind: str, workers: int = WORKERS) -> None:
+        """Starts all of an engine and waits until it answers.
 
         Raises:
           Refused: if something is missing, an engine of this directory runs, or one of its processes ends.
@@ -88,7 +90,7 @@ class Engine:
         self.state.mkdir(parents=True)
         try:
             options = STARTS[kind](self, workers)
-            return [*options, "--environment_type=EXTERNAL", f"--environment_config={self.pool()}", CACHE]
+            self.options = [*options, "--environment_type=EXTERNAL", f"--environment_config={self.pool()}", CACHE]
         except BaseException:
             self.stop()
             raise
@@ -107,7 +109,7 @@ class Engine:
         with open(self.state / f"{name}.log", "a") as log:
             process = psutil.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.state, start_new_session=True,
-                env=os.environ | environment,
+                env=os.environ | {"TMPDIR": str(self.state)} | environment,
             )  # fmt: skip
         (self.state / f"{name}.pid").write_text(f"{process.pid} {process.create_time()}")
 
@@ -116,8 +118,8 @@ class Engine:
         if not java:
             raise Refused("no java. Install a Java 17 runtime (Debian: openjdk-17-jre-headless).")
         flags = [f"--add-opens=java.{package}=ALL-UNNAMED" for package in OPENED]
-        flags += [f"-Xmx{megabytes}m", "-XX:+UseSerialGC", "-Dorg.apache.logging.log4j.level=INFO"]
-        self.spawn(name, [java, *flags, "-cp", class_path, *arguments], **environment)
+        flags += [f"-Xmx{megabytes}m", "-XX:+UseSerialGC", f"-Djava.io.tmpdir={self.state}"]
+        self.spawn(name, [java, *flags, LOGGED, "-cp", class_path, *arguments], **environment)
 
     def again(self, name: str) -> None:
         """Starts a process anew that was killed."""
@@ -132,12 +134,12 @@ class Engine:
                 if ready():
                     return
             dead = [name for name in self.names() if not self.session(name)]
-            if dead or time.monotonic() > deadline:
-                name = dead[0] if dead else self.names()[-1]
-                log = self.state / f"{name}.log"
+            if dead:
+                log = self.state / f"{dead[0]}.log"
                 told = [line for line in log.read_text(errors="replace").splitlines() if COMPLAINT.search(line)]
-                why = "\n".join(told[-5:])
-                raise Refused(f"{what} did not start: {name} {'died' if dead else 'does not answer'}. {log}:\n{why}")
+                raise Refused("\n".join([f"{what} did not start, {dead[0]} died. {log}:", *told[-5:]]))
+            if time.monotonic() > deadline:
+                raise Refused(f"{what} did not answer in {START_SECONDS:.0f} s. The logs are in {self.state}.")
             time.sleep(0.1)
 
     def names(self) -> list[str]:
@@ -271,12 +273,13 @@ def main() -> int:
             Path(f"{kind}.args").unlink(missing_ok=True)
             print(f"{kind}: stopped {', '.join(ran) or 'nothing: nothing ran'}")
         return 0
+    engine = Engine(BUILT / "running" / what)
     try:
-        options = Engine(BUILT / "running" / what).start(what)
+        engine.start(what)
     except Refused as error:
         print(error, file=sys.stderr)
         return 1
-    Path(f"{what}.args").write_text("\n".join(options) + "\n")
+    Path(f"{what}.args").write_text("\n".join(engine.options) + "\n")
     print(f"{what} runs; its options are in {what}.args: make mine ARGS=@{what}.args; make engines-down")
     return 0
 

@@ -216,7 +216,8 @@ def main() -> int:
         for kind in arguments.engine:
             engine = Engine(scratch / f"engine-{kind}")
             try:
-                trial = Trial(kind, engine.start(kind), source, scratch, expected)
+                engine.start(kind)
+                trial = Trial(kind, engine.options, source, scratch, expected)
                 everything(trial, engine)
             except Refused as error:
                 print(error, file=sys.stderr)
