@@ -35,7 +35,7 @@ def triplet_batches(
       inputs: of the network.
       batch_rows: how many images a batch holds at most; a pack is never cut.
       first_batch: how many batches of the epoch to leave out at its start.
-      memory: for the entries that its `add` and `renew` take, masks among them.
+      memory: for the entries that its `compared` and `renew` take.
     Returns:
       A tf.data.Dataset of dicts. inputs: of R examples, as the network takes them, augmented; triplets: int32 [T, 3],
       positions in inputs of anchor, positive, negative.

@@ -36,9 +36,10 @@ from trainer.batches import check_lengths, packs_per_batch, triplet_batches
 from trainer.memory import Memory
 from trainer.options import TrainOptions
 from trainer.state import SAVE_SECONDS, Resumable, restore_optimizer, save_optimizer
-from trainer.step import SUMS, Step, strategy_for
+from trainer.step import SUMS, Step, scaled_for, strategy_for
 
 BATCH_ROWS = 128  # images a batch where packs do not say it
+READ_SECONDS = 1.0  # between two looks at what steps came to: until then a device need not wait for us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,20 @@ class Totals:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A step that was taken and not looked at yet. values: its SUMS, on the device."""
+
+    values: Any
+    batches: int
+    triplets: int
+    rows: int
+    learning_rate: float
+
+
 @dataclass(kw_only=True)
 class Progress:
-    """How far a round's training is. rows: image passes."""
+    """How far a round's training is, as far as it was looked at. rows: image passes."""
 
     step: int = 0
     rows: int = 0
@@ -135,6 +147,7 @@ def train_newest(
       schedule: of the learning rate over several rounds; None for this round alone.
       save_seconds: between two saves of what an interrupted training goes on from, at the least.
       callbacks: called as `model.fit` would; a step is a batch. One that sets `model.stop_training` ends the round.
+        With callbacks each step waits until its loss is read.
     Raises:
       InputError: if nothing is mined, a file is not what its manifest says, or the loss is no number.
       Locked: if another process trains there.
@@ -167,16 +180,13 @@ def train_held(
         with strategy.scope():
             if strategy.num_replicas_in_sync > 1:  # its variables must be made in there
                 network = load_network(round.checkpoint)
-            optimizer = optimizer_of(options)
+            optimizer = scaled_for(network.model, optimizer_of(options))
             restore_optimizer(optimizer, network.model, round.optimizer, manifest.checkpoint_digest)
         training = Training(
             round, corpus, manifest, network, optimizer, strategy, options, schedule or Schedule(first=round.number),
             triplets, save_seconds, keras.callbacks.CallbackList(list(callbacks), model=network.model),
         )  # fmt: skip
-        try:
-            return trained(metrics=training.run())
-        finally:
-            training.clear()
+        return trained(metrics=training.run())
 
 
 def optimizer_of(options: TrainOptions) -> Any:
@@ -252,16 +262,20 @@ class Training:
         self.memory = None
         if options.memory_rows:
             store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
-            self.memory = Memory(store, options.memory_rows, manifest.mining.seed)
-        spec = self.batches(0).element_spec | (self.memory.spec if self.memory else {})
-        margin, rates = manifest.mining.margin, options.layer_rates
-        self.step = Step(network.model, optimizer, options.loss, margin, strategy, spec, rates)
+            with strategy.scope():
+                self.memory = Memory(store, options.memory_rows, manifest.mining.seed)
+        self.step = Step(
+            network.model, optimizer, options.loss, manifest.mining.margin, strategy, self.batches(0).element_spec,
+            options.layer_rates, self.memory,
+        )  # fmt: skip
         digests = [manifest.triplet_digest, manifest.checkpoint_digest]
         shaped_by = [*digests, options, schedule, self.replicas, network.extras]
-        arrays = {"memory": self.memory.embedding} if self.memory else {}
+        remembered = [self.memory.embedding] if self.memory else []
         self.state = Resumable(
-            state_path(round), shaped_by, network.model, optimizer, Progress(), save_seconds, arrays=arrays
+            state_path(round), shaped_by, network.model, optimizer, Progress(), save_seconds, remembered
         )
+        self.taken: list[Taken] = []
+        self.read = time.monotonic()
         self.steps_before = self._steps_before()
 
     def _steps_before(self) -> int:
@@ -271,20 +285,16 @@ class Training:
         return metrics.total_steps if metrics else 0
 
     def batches(self, epoch: int, first_batch: int = 0) -> Any:
-        """A tf.data.Dataset, of which `with_memory` makes what a step takes."""
+        """A tf.data.Dataset of what a step takes; where one GPU trains, it copies there ahead."""
         seed = int(draw_key(self.options.seed, self.round.number, f"epoch/{epoch}")) & 0x7FFFFFFF
-        return triplet_batches(
+        batches = triplet_batches(
             self.triplets, self.manifest, self.inputs, self.batch_rows, seed, first_batch, self.memory
         )
-
-    def with_memory(self, batches: Any) -> Iterator[dict[str, Any]]:
-        """Batches with the embeddings that each is compared with, as they are when it is asked for."""
-        return map(self.memory.add, batches) if self.memory else iter(batches)
-
-    def clear(self) -> None:
-        """Frees what is kept for the batches."""
-        if self.memory:
-            self.memory.clear()
+        gpus = tf.config.list_logical_devices("GPU")
+        texts = any(spec.dtype == tf.string for spec in tf.nest.flatten(batches.element_spec))  # no GPU holds any
+        if len(gpus) != 1 or texts:
+            return batches
+        return batches.apply(tf.data.experimental.prefetch_to_device(gpus[0].name, 2))
 
     def run(self) -> Metrics:
         """All epochs, from where an interrupted run was."""
@@ -294,7 +304,16 @@ class Training:
         steps, stopped_by = self.options.epochs * per_epoch, "epochs"
         started = time.time() - progress.seconds
         stage = Stage(name="train", unit="steps", total=steps, done=lambda: progress.step)
-        with event_log(self.round) as logs, live(stage), postponed_stop(self.state.save) as stop_if_asked:
+
+        def look() -> None:
+            progress.seconds = time.time() - started
+            self._look(progress, logs)
+
+        def save() -> None:
+            look()
+            self.state.save()
+
+        with event_log(self.round) as logs, live(stage), postponed_stop(save) as stop_if_asked:
             log.info(
                 "training round %d on %s: %s triplets in %s packs", self.round.number, device_name(),
                 f"{self.manifest.triplets:,}", f"{self.manifest.packs:,}",
@@ -305,41 +324,53 @@ class Training:
             self.callbacks.on_train_begin()
             while len(progress.epochs) < self.options.epochs and stopped_by == "epochs":
                 self.callbacks.on_epoch_begin(len(progress.epochs))
-                for values in self._epoch(progress, steps):
-                    self.callbacks.on_train_batch_end(progress.step - 1, values)
-                    progress.seconds = time.time() - started
-                    with logs.as_default(step=self.steps_before + progress.step):
-                        for name, value in values.items():
-                            tf.summary.scalar(name, value)
+                for _ in self._epoch(progress, steps):
+                    if self.callbacks.callbacks or time.monotonic() - self.read > READ_SECONDS:
+                        look()
                     stop_if_asked()
-                    self.state.save_when_due()
+                    if self.state.is_due():
+                        save()
+                look()
                 stopped_by = self._end_epoch(progress)
             self.callbacks.on_train_end()
             return self._finish(progress, stopped_by, time.time() - started)
 
-    def _epoch(self, progress: Progress, steps: int) -> Iterator[dict[str, float]]:
-        """The steps that are left of an epoch; gives what is to be seen of each."""
-        totals = progress.totals
-        batches = self.with_memory(self.batches(len(progress.epochs), totals.batches))
+    def _epoch(self, progress: Progress, steps: int) -> Iterator[None]:
+        """Takes the steps that are left of an epoch."""
+        batches, done = iter(self.batches(len(progress.epochs), progress.totals.batches)), progress.step
         while group := list(itertools.islice(batches, self.replicas)):
-            rate = self.schedule.learning_rate(self.options.learning_rate, self.round.number, progress.step / steps)
+            rate = self.schedule.learning_rate(self.options.learning_rate, self.round.number, done / steps)
             self.optimizer.learning_rate = rate
-            values, embeddings = self.step(group)
+            triplets, rows = sum(len(b["triplets"]) for b in group), sum(rows_of(b["inputs"]) for b in group)
+            self.taken.append(
+                Taken(values=self.step(group), batches=len(group), triplets=triplets, rows=rows, learning_rate=rate)
+            )
+            done += 1
+            yield
+
+    def _look(self, progress: Progress, logs: Any) -> None:
+        """Takes up what the steps since the last look came to: one read from the device."""
+        taken, self.taken, self.read = self.taken, [], time.monotonic()
+        if not taken:
+            return
+        for step, found in zip(taken, tf.stack([step.values for step in taken]).numpy().astype(float), strict=True):
+            values = dict(zip(SUMS, found.tolist(), strict=True))
             if not all(map(math.isfinite, values.values())):  # not later: JSON has no NaN, and the state is JSON
                 self.state.forget()
                 raise InputError(
                     f"the loss became {values['loss']} in step {progress.step + 1}, with {values}; no checkpoint was "
                     f"written. Lower --learning_rate."
                 )
-            if self.memory:
-                for batch, new in zip(group, embeddings, strict=True):
-                    self.memory.renew(batch, new)
-            triplets = sum(len(batch["triplets"]) for batch in group)
-            totals.add(values, len(group), triplets)
-            progress.rows += sum(rows_of(batch["inputs"]) for batch in group)
+            progress.totals.add(values, step.batches, step.triplets)
+            progress.rows += step.rows
             progress.step += 1
-            seen = {"loss": values["loss"], "active_share": values["active"] / max(triplets, 1), "learning_rate": rate}
-            yield seen | ({"memory_loss": values["memory_loss"]} if self.memory else {})
+            active = values["active"] / max(step.triplets, 1)
+            seen = {"loss": values["loss"], "active_share": active, "learning_rate": step.learning_rate}
+            seen |= {"memory_loss": values["memory_loss"]} if self.memory else {}
+            with logs.as_default(step=self.steps_before + progress.step):
+                for name, value in seen.items():
+                    tf.summary.scalar(name, value)
+            self.callbacks.on_train_batch_end(progress.step - 1, seen)
 
     def _end_epoch(self, progress: Progress) -> str:
         """Takes up an epoch that is done. Returns what ends the round, `epochs` if nothing else does."""

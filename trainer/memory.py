@@ -5,16 +5,13 @@ Embedding Learning (https://arxiv.org/abs/1912.06798), keep the embeddings of pa
 has all of them, and past batches renew them.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pipeline.corpus.corpus import Split
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
-from pipeline.triplets.rows import Block
 
 CLASSMATES = 16  # of each class in a batch, where the rows of the memory are drawn
 
@@ -26,12 +23,14 @@ class Memory:
     Of a round with more rows each batch draws its own: CLASSMATES of each of its classes, so that every row finds
     positives, and the others uniformly. A batch of the same rows draws the same.
 
-    embedding: float32 [rows, dim], all of the train split's. All are held, however few a batch is compared with.
+    embedding: a variable where the step runs, float32 [rows, dim], all of the train split's. All are held, however few
+    a batch is compared with.
     """
 
     def __init__(self, store: EmbeddingStore, most: int, seed: int):
-        self.split, self.seed, self.count = store.split, seed, min(most, store.split.rows)
-        for shard in range(len(store.split.shards)):
+        split = store.split
+        self.seed, self.rows, self.count = seed, split.rows, min(most, split.rows)
+        for shard in range(len(split.shards)):
             if not store.has(shard):
                 path = store.path(shard)
                 what = "is not what was mined with" if path.exists() else "is missing"
@@ -39,65 +38,68 @@ class Memory:
                     f"{path} {what}, and --memory_rows reads it. Remove the round's triplets and mine it again, or "
                     f"train with --memory_rows 0."
                 )
-        block = store.block(np.arange(store.split.rows))
-        self.embedding = block.embedding
-        self._keys = replace(block, embedding=np.empty((store.split.rows, 0), np.float32))
-
-    def clear(self) -> None:
-        """Forgets the rows. TensorFlow never lets go of a numpy_function, nor of this with it."""
-        del self.embedding, self._keys
+        block = store.block(np.arange(split.rows))
+        self.embedding = tf.Variable(block.embedding, trainable=False)
+        self._first_rows = split.first_rows
+        self._codes = {name: getattr(block, name) for name in ("content", "group") if getattr(block, name) is not None}
 
     def of_batch(self, row: Any) -> dict[str, Any]:
-        """What a batch needs for `add` and `renew`, in a graph. row: int64 [r], the batch's."""
-        dtypes = [tf.int64, tf.bool, tf.bool, tf.bool]
-        found = tf.numpy_function(self.__call__, [row], dtypes, stateful=False)
-        names = ("memory_row", "memory_positive", "memory_negative", "batch_positive")
-        shapes = ((self.count,), (None, self.count), (None, self.count), (None, None))
-        masks = {n: tf.ensure_shape(value, shape) for n, value, shape in zip(names, found, shapes, strict=True)}
-        return {"row": row, **masks}
+        """What a step needs of a batch for `compared` and `renew`, in the graph of its input. row: int64 [r]."""
+        return {"row": row} if self.count == self.rows else {"row": row, "memory_row": self._drawn(row)}
 
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Of what `add` adds."""
-        return {"memory": tf.TensorSpec((self.count, self.embedding.shape[1]))}
-
-    def add(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch with the embeddings that it is compared with, as they are now."""
-        return batch | {"memory": tf.constant(self.embedding[batch["memory_row"].numpy()])}
-
-    def renew(self, batch: dict[str, Any], embeddings: Any) -> None:
-        """Takes up what a step made of a batch's rows: a tensor [r, dim]."""
-        self.embedding[batch["row"].numpy()] = embeddings.numpy()
-
-    def __call__(self, row: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The rows that a batch is compared with, int64 [n]; which of these are positives, and which are negatives, of
-        each of the batch's, bool [r, n]; and which rows of the batch are each other's positives, [r, r].
+    def compared(self, batch: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+        """In a step's graph: the embeddings that a batch is compared with, [n, dim]; which of these are positives, and
+        which are negatives, of each of the batch's rows, bool [r, n]; and which of these are each other's positives.
 
         As in mining: copies and rows of one group are not each other's negatives, and copies no positives.
         """
-        memory_row = np.arange(self.count) if self.count == self.split.rows else self._drawn(row)
-        batch, memory = self._keys.take(row), self._keys.take(memory_row)
-        positive, negative = _kinds(self.split, batch, memory)
-        return memory_row, positive, negative, _kinds(self.split, batch, batch)[0]
+        row, drawn = batch["row"], batch.get("memory_row")
+        embedding = self.embedding.value() if drawn is None else tf.gather(self.embedding, drawn)
+        positive, negative = self._kinds(row, tf.range(self.rows, dtype=tf.int64) if drawn is None else drawn)
+        return embedding, positive, negative, self._kinds(row, row)[0]
 
-    def _drawn(self, row: np.ndarray) -> np.ndarray:
+    def renew(self, strategy: Any, batches: Any, embeddings: Any) -> None:
+        """In a step's graph: takes up what it made of its batches' rows, float32 [r, dim] on each device."""
+        row, made = (tf.concat(strategy.experimental_local_results(of), axis=0) for of in (batches["row"], embeddings))
+        row, which = tf.unique(row)  # of a row that is there twice the last: a GPU would take either
+        last = tf.math.unsorted_segment_max(tf.range(tf.size(which)), which, tf.size(row))
+
+        def take_up(held: Any, row: Any, made: Any) -> Any:
+            return held.scatter_nd_update(row[:, None], made)
+
+        made = tf.cast(tf.gather(made, last), tf.float32)
+        strategy.extended.update(self.embedding, take_up, args=(row, made))
+
+    def _class_of(self, row: Any) -> Any:
+        return tf.searchsorted(tf.constant(self._first_rows), row, "right", tf.int64) - 1
+
+    def _kinds(self, one: Any, other: Any) -> tuple[Any, Any]:
+        """Which rows of `other` are positives, and which negatives, of each of `one`: bool [n of one, n of other]."""
+
+        def same(code: Any) -> Any:
+            return code(one)[:, None] == code(other)[None, :]
+
+        def of(name: str) -> Any:
+            return lambda row: tf.gather(tf.constant(self._codes[name]), row)
+
+        same_label = same(self._class_of)
+        copy = same(of("content")) if "content" in self._codes else same(lambda row: row)
+        negative = ~(same_label | copy)
+        if "group" in self._codes:
+            negative &= ~(same(of("group")) & (of("group")(one) >= 0)[:, None])
+        return same_label & ~copy, negative
+
+    def _drawn(self, row: Any) -> Any:
         """int64 [count], different rows."""
-        rng = np.random.default_rng([self.seed, int(row.sum())])
-        own = [
-            first + rng.choice(end - first, min(CLASSMATES, end - first), replace=False)
-            for first, end in np.unique(self.split.class_ranges(row), axis=0)
-        ]
-        classmates = np.concatenate(own)[: self.count]
-        others = rng.choice(self.split.rows, self.count, replace=False)
-        others = others[~np.isin(others, classmates)][: self.count - len(classmates)]
-        return np.concatenate([classmates, others])
-
-
-def _kinds(split: Split, one: Block, other: Block) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of `other` are positives, and which are negatives, of each of `one`: bool [n of one, n of other]."""
-    same_label = split.class_of(one.row)[:, None] == split.class_of(other.row)
-    copy = one.row[:, None] == other.row if one.content is None else one.content[:, None] == other.content
-    negative = ~(same_label | copy)
-    if one.group is not None:
-        negative &= (one.group[:, None] != other.group) | (one.group < 0)[:, None]
-    return same_label & ~copy, negative
+        draw, shuffled = tf.stack([self.seed, tf.reduce_sum(row)]), tf.random.experimental.index_shuffle
+        own = tf.sort(tf.unique(self._class_of(row))[0])
+        first, end = (tf.gather(tf.constant(self._first_rows), own + k) for k in (0, 1))
+        number = tf.ragged.range(tf.minimum(end - first, CLASSMATES))  # of each class
+        which, number = number.value_rowids(), number.values
+        classmates = shuffled(number, draw, tf.gather(end - first, which) - 1) + tf.gather(first, which)
+        classmates = tf.sort(classmates[: self.count])
+        last = tf.constant(self.rows - 1, tf.int64)
+        others = shuffled(tf.range(self.count, dtype=tf.int64), draw, last)
+        place = tf.minimum(tf.searchsorted(classmates, others), tf.size(classmates) - 1)
+        others = others[tf.gather(classmates, place) != others]
+        return tf.ensure_shape(tf.concat([classmates, others], axis=0)[: self.count], [self.count])

@@ -6,7 +6,7 @@ tf.train.Checkpoint writes several files, and not to fsspec's stores.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +69,18 @@ def restore_optimizer(optimizer: Any, model: keras.Model, path: Path, digest: st
 
 
 class Resumable:
-    """A run's state on disk: every variable of model and optimizer, others and arrays that change, and `progress`.
+    """A run's state on disk: every variable of model and optimizer, others that change, and `progress`.
 
     key: everything that shapes the run, for JSON; a state with another key is left aside. progress: a dataclass for
-    JSON. seconds: between two saves, at the least. more: variables. arrays: by name.
+    JSON. seconds: between two saves, at the least. more: variables.
     """
 
     def __init__(
         self, path: Path, key: Any, model: keras.Model, optimizer: Any, progress: Any, seconds: float = SAVE_SECONDS,
-        more: Sequence[Any] = (), arrays: Mapping[str, np.ndarray] | None = None,
+        more: Sequence[Any] = (),
     ):  # fmt: skip
         self.path, self.model, self.optimizer, self.progress = path, model, optimizer, progress
-        self.more, self.arrays = more, arrays or {}
+        self.more = more
         self.key = sha256_of_json([FORMAT, key])
         self.seconds, self._saved, self._pause = seconds, time.monotonic(), seconds
 
@@ -95,7 +95,7 @@ class Resumable:
         self.optimizer.build(self.model.trainable_variables)
         variables = [name for group, own in self._groups().items() for name in _names(group, own)]
         try:
-            values = _read(self.path, ["key", "progress", *variables, *self.arrays])
+            values = _read(self.path, ["key", "progress", *variables])
         except InputError as error:
             log.warning("%s It is left aside.", error)
             return False
@@ -104,21 +104,18 @@ class Resumable:
         for group, own in self._groups().items():
             _assign(own, values, group)
         self.progress = msgspec.json.decode(str(values["progress"]), type=type(self.progress))
-        for name, array in self.arrays.items():
-            array[...] = values[name]
         return True
 
     def save(self) -> None:
         started = time.monotonic()
         variables = {k: v for group, own in self._groups().items() for k, v in _named(group, own).items()}
         progress = np.array(msgspec.json.encode(self.progress).decode())
-        storage.save_arrays(self.path, key=np.array(self.key), progress=progress, **variables, **self.arrays)
+        storage.save_arrays(self.path, key=np.array(self.key), progress=progress, **variables)
         self._saved = time.monotonic()
         self._pause = max(self.seconds, (self._saved - started) / SAVING_SHARE)
 
-    def save_when_due(self) -> None:
-        if time.monotonic() - self._saved > self._pause:
-            self.save()
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved > self._pause
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)

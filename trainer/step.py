@@ -11,6 +11,7 @@ from pipeline.embedding.decoding import rows_of
 from pipeline.embedding.network import layers_of
 from pipeline.errors import InputError
 from trainer import losses
+from trainer.memory import Memory
 from trainer.options import Rates
 
 SUMS = ("loss", "active", "d_ap", "d_an", "memory_loss")
@@ -21,17 +22,24 @@ def strategy_for(devices: Sequence[Any]) -> Any:
     return tf.distribute.MirroredStrategy() if len(devices) > 1 else tf.distribute.get_strategy()
 
 
+def scaled_for(model: keras.Model, optimizer: Any) -> Any:
+    """The optimizer; for a model of policy mixed_float16 one that scales the loss, as `model.compile` would: gradients
+    of float16 would be lost."""
+    policies = {layer.dtype_policy.name for layer in layers_of(model)}
+    return keras.optimizers.LossScaleOptimizer(optimizer) if "mixed_float16" in policies else optimizer
+
+
 class Step:
     """Updates the model from one batch of `trainer.batches.triplet_batches` per device.
 
-    Where the round has a memory, `Memory.add` has completed it. The gradient is that of the loss's mean over the
-    triplets of all devices' batches (of `active-triplet`: of each device's mean, weighted by its triplets), and of the
-    memory's loss: of each device's mean, weighted by its rows.
+    The gradient is that of the loss's mean over the triplets of all devices' batches (of `active-triplet`: of each
+    device's mean, weighted by its triplets), and of the memory's loss, if there is one: of each device's mean, weighted
+    by its rows. All of a step is one call of a graph, from which nothing comes back to the host unless it is read.
     """
 
     def __init__(
         self, model: keras.Model, optimizer: Any, loss: str, margin: float, strategy: Any, spec: Any,
-        layer_rates: Rates = (),
+        layer_rates: Rates = (), memory: Memory | None = None,
     ):  # fmt: skip
         self._strategy = strategy
         rates = _rates(model, layer_rates)
@@ -46,9 +54,9 @@ class Step:
                 d_ap, d_an = losses.triplet_distances(embeddings, batch["triplets"])
                 each = loss_of.of_distances(d_ap, d_an)
                 value = losses.mean_or_zero(each, tf.ones_like(each)) * share[0]
-                of_memory = _memory_loss(embeddings, batch) * share[1]
-                both = value + of_memory
-            gradients = tape.gradient(both, model.trainable_variables)
+                of_memory = losses.memory_loss(embeddings, *memory.compared(batch)) * share[1] if memory else 0.0
+                scaled = optimizer.scale_loss(value + of_memory)  # by 1 but in float16
+            gradients = tape.gradient(scaled, model.trainable_variables)
             before = [variable + 0 for variable, _ in rates]
             optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
             for (variable, factor), old in zip(rates, before, strict=True):  # of any optimizer's update, its decay too
@@ -59,17 +67,15 @@ class Step:
         @tf.function(input_signature=signature, autograph=False)
         def on_all(batches: Any, shares: Any) -> Any:
             values, embeddings = strategy.run(on_one, (batches, shares))
-            return strategy.reduce("SUM", values, axis=None), strategy.experimental_local_results(embeddings)
+            if memory:
+                memory.renew(strategy, batches, embeddings)
+            return strategy.reduce("SUM", values, axis=None)
 
         self._on_all = on_all
 
-    def __call__(self, batches: list[dict[str, Any]]) -> tuple[dict[str, float], Any]:
-        """SUMS: the loss; over the batches' triplets how many are active, and the sums of d_ap and d_an; the loss of
-        the memory. And the embeddings that each batch had, tensors [R, dim]."""
-        values, embeddings = self._run(batches)
-        return dict(zip(SUMS, values.numpy().astype(float).tolist(), strict=True)), embeddings[: len(batches)]
-
-    def _run(self, batches: list[dict[str, Any]]) -> Any:
+    def __call__(self, batches: list[dict[str, Any]]) -> Any:
+        """SUMS, a tensor float32 [5]: the loss; over the batches' triplets how many are active, and the sums of d_ap
+        and d_an; the loss of the memory."""
         replicas = self._strategy.num_replicas_in_sync
         missing = replicas - len(batches)  # at the end of an epoch: a batch again, with no weight
         counts = np.array([[len(batch["triplets"]), rows_of(batch["inputs"])] for batch in batches], np.float32)
@@ -97,12 +103,6 @@ def _rates(model: keras.Model, layer_rates: Rates) -> list[tuple[Any, float]]:
             raise InputError(f"layer_rates: the network has no layer {name!r}; it has {names}")
         found += [(variable, factor) for layer in layers for variable in layer.trainable_variables]
     return found
-
-
-def _memory_loss(embeddings: Any, batch: dict[str, Any]) -> Any:
-    """0 for a batch without a memory."""
-    names = ("memory", "memory_positive", "memory_negative", "batch_positive")
-    return losses.memory_loss(embeddings, *(batch[name] for name in names)) if "memory" in batch else 0.0
 
 
 def _sums(d_ap: Any, d_an: Any, margin: float) -> Any:

@@ -25,10 +25,11 @@ from pipeline.process.progress import Stage, live
 from trainer import losses
 from trainer.batches import class_batches, usable_classes
 from trainer.first import first_network
-from trainer.loop import decayed
+from trainer.loop import READ_SECONDS, decayed
 from trainer.options import InitOptions, WarmupOptions
 from trainer.past import PastRows
 from trainer.state import SAVE_SECONDS, Resumable, save_optimizer
+from trainer.step import scaled_for
 
 ROWS_A_CLASS = 4
 
@@ -88,7 +89,8 @@ class Stepper:
                 with tf.GradientTape() as tape:
                     embeddings = model(inputs, training=True)
                     loss = loss_of(labels, embeddings, **of_loss, **memory)
-                gradients = tape.gradient(loss, model.trainable_variables)
+                    scaled = optimizer.scale_loss(loss)  # by 1 but in float16
+                gradients = tape.gradient(scaled, model.trainable_variables)
                 optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
                 if past:
                     past.push(embeddings, labels)
@@ -128,7 +130,7 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
         return replace(done, run_dir=str(run_dir), path=str(path), already=True)
     classes = min(max(2, options.batch_rows // ROWS_A_CLASS), len(usable_classes(corpus)))
     steps = options.steps or options.epochs * math.ceil(split.rows / (ROWS_A_CLASS * classes))
-    optimizer = keras.optimizers.Adam(options.learning_rate)
+    optimizer = scaled_for(model, keras.optimizers.Adam(options.learning_rate))
     key = [corpus.fingerprint, options, digest]
     past = PastRows(options.memory_rows, Embedder(network, corpus.feature).dim) if options.memory_rows else None
     remembered = past.variables if past else ()
@@ -144,13 +146,14 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
     step = Stepper(model, optimizer, options, past, batches.element_spec)
     started = time.time() - progress.seconds
     stage = Stage(name="warm-up", unit="steps", total=steps, done=lambda: len(progress.losses))
-    with live(stage), postponed_stop(state.save) as stop_if_asked:
-        log.info("warm-up on %s: %d steps of %d classes x %d rows", device_name(), steps, classes, ROWS_A_CLASS)
-        if resumed:
-            log.info("goes on at step %d", len(progress.losses))
-        for batch in batches:
-            optimizer.learning_rate = decayed(options.learning_rate, len(progress.losses) / steps)
-            loss = float(step(len(progress.losses) / steps, *batch))
+    taken, read = list[Any](), time.monotonic()
+
+    def look() -> None:
+        """Takes up the losses of the steps since the last look: one read from the device."""
+        nonlocal taken, read
+        losses = tf.stack(taken).numpy().tolist() if taken else []
+        taken, read, progress.seconds = [], time.monotonic(), time.time() - started
+        for loss in losses:
             if not math.isfinite(loss):  # not later: JSON has no NaN, and the state is JSON
                 state.forget()
                 raise InputError(
@@ -158,9 +161,24 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
                     f"--learning_rate."
                 )
             progress.losses.append(loss)
-            progress.seconds = time.time() - started
+
+    def save() -> None:
+        look()
+        state.save()
+
+    with live(stage), postponed_stop(save) as stop_if_asked:
+        log.info("warm-up on %s: %d steps of %d classes x %d rows", device_name(), steps, classes, ROWS_A_CLASS)
+        if resumed:
+            log.info("goes on at step %d", len(progress.losses))
+        for number, batch in enumerate(batches, len(progress.losses)):
+            optimizer.learning_rate = decayed(options.learning_rate, number / steps)
+            taken.append(step(number / steps, *batch))
+            if time.monotonic() - read > READ_SECONDS:
+                look()
             stop_if_asked()
-            state.save_when_due()
+            if state.is_due():
+                save()
+        look()
         tail = max(1, len(progress.losses) // 10)
         done = WarmedUp(
             run_dir=str(run_dir), path=str(path), digest=network.digest(), options=options, steps=steps,

@@ -170,6 +170,7 @@ def _sum(counts: Iterable[Counter[str]]) -> Counter[str]:
 
 def commit(written: list[tuple[int, Shard, Counter[str]]], counts: Counter[str], job: Job) -> None:
     """Writes triplets.json: from here on the round is mined."""
+    job.check_newest()
     written, counts = sorted(written, key=lambda entry: entry[0]), counts.copy()  # Beam may give the same ones again
     packed = _sum(entry[2] for entry in written)
     triplets = {scope: {kind: packed[f"{scope}/{kind}"] for kind in KINDS} for scope in SCOPES}

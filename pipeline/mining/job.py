@@ -78,6 +78,7 @@ def mine_round(
     if round.manifest.exists():
         return Mined.of(run_dir, _as_asked(job, corpus), already=True)
     _clear_leftovers(job)
+    job.begin()
     anchors = _draw_anchors(job, split)
     if packing.packs != "spread":
         storage.save_array(job.work / "anchors.npy", anchors)

@@ -316,6 +316,7 @@ class WriteShard(Step):
         self.payload = Payload(self.split)
 
     def process(self, packs: Packs) -> Iterator[tuple[int, Shard, Counter[str]]]:
+        self.job.check_newest()
         name = f"triplets-{packs.shard:05d}-of-{self.job.shards(self.split.rows):05d}.tfrecord"
         lone, path = self.job.packing.lone, self.job.round.triplets / name
         shard, counts = write_packs(path, self.job.pack_rule, packs, lone, self.store, self.payload)

@@ -1,12 +1,15 @@
 """What workers are told of a round: the job, and the items that its scan is cut into."""
 
 import os
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.store import EmbeddingStore
+from pipeline.errors import InputError
+from pipeline.files import storage
 from pipeline.files.layout import Round
 from pipeline.files.manifests import sha256_of_json
 from pipeline.mining.options import MiningOptions
@@ -29,7 +32,8 @@ class Tiling:
 class Job:
     """One round's mining: everything a worker needs to know, small enough to be sent to it.
 
-    threads: of a worker; None: as many as its machine has cores. machine: the kind of the one that began.
+    threads: of a worker; None: as many as its machine has cores. machine: the kind of the one that began. launch: of
+    this run of the command alone.
     """
 
     round: Round
@@ -38,6 +42,7 @@ class Job:
     corpus_fingerprint: str
     checkpoint_digest: str
     machine: str = ""
+    launch: str = field(default_factory=lambda: uuid.uuid4().hex)
     threads: int | None = None
     tiling: Tiling = Tiling()
 
@@ -56,6 +61,20 @@ class Job:
         embedded = [self.corpus_fingerprint, self.checkpoint_digest, self.machine]
         shaped_by = [self.mining, self.packing, self.tiling, *embedded]
         return self.round.work(sha256_of_json(shaped_by)[:16])
+
+    def begin(self) -> None:
+        """From here on this is the newest run on its round."""
+        storage.write_atomically(self.work / "launch", lambda path: path.write_text(self.launch, encoding="ascii"))
+
+    def check_newest(self) -> None:
+        """On an engine a job may go on after the command that began it: it is not to write among what is newer.
+
+        Raises:
+          InputError: if another run has begun since, or if the round is mined.
+        """
+        path = self.work / "launch"
+        if not path.exists() or path.read_text(encoding="ascii") != self.launch:
+            raise InputError(f"another run of pipeline.mine went on with {self.round.path}: this job ends")
 
     def open_corpus(self) -> Corpus:
         return Corpus.open(self.round.run)

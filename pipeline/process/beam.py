@@ -5,28 +5,28 @@ import difflib
 import functools
 import math
 import re
-import shutil
-import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
 import apache_beam as beam
 import psutil
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions
+from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions
+from apache_beam.runners.portability import portable_runner
 
 from pipeline.errors import InputError, WrongOption
-from pipeline.process.commands import before_stop
+from pipeline.process.commands import before_stop, log
+from pipeline.process.engines import ENGINES, JOB_SERVERS, Engine, check, runner_of
 from pipeline.process.options import names, unknown
 
 IN_PROCESS = ["--runner=FnApiRunner"]
 LOOK_SECONDS = 0.5  # between two looks at worker processes
 LOST_SECONDS = 15.0  # after one of them ended, in which Beam is to be done or to end the next
 WORKER = "apache_beam.runners.worker.sdk_worker_main"  # on the command line of a process
-ANSWER_SECONDS = 10.0  # in which a job server must accept a connection
-JOB_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")  # have options that Beam's Python side does not know
+NOT_FETCHED = "Unable to fetch remote"  # how Beam begins when it can neither find nor fetch a job server
 _DISK_ERROR = re.compile(r"(?:OSError|PermissionError|FileNotFoundError): (.*?)(?: \[while running|\n|$)", re.DOTALL)
 _WORKER_ERROR = re.compile(r"InputError: (.*?)(?: \[while running|\n|$)", re.DOTALL)
 
@@ -45,7 +45,7 @@ def beam_options(arguments: list[str], command: Any) -> PipelineOptions:
     if not any(argument.startswith("--runner") for argument in arguments):
         arguments = [*IN_PROCESS, *arguments]
     options = PipelineOptions(arguments)
-    serves = options.get_all_options()["runner"] in JOB_SERVERS
+    serves = runner_of(options) in JOB_SERVERS  # these have options that Beam's Python does not know
     known, value_may_follow = PipelineOptions([]).get_all_options(), False
     for argument in arguments:
         name, equals, _ = argument.removeprefix("--").removeprefix("no_").partition("=")
@@ -55,43 +55,26 @@ def beam_options(arguments: list[str], command: Any) -> PipelineOptions:
         if not understood:
             raise WrongOption(unknown(argument, [*ours, *(f"--{name}" for name in known)]))
         value_may_follow = argument.startswith("--") and not equals
-    _check_engine(options)
+    check(options)
     return options
 
 
-def _check_engine(options: PipelineOptions) -> None:
-    """Raises InputError when what a runner needs on this machine is not there: Beam says so after minutes, or not."""
-    given = options.get_all_options()
-    runner = given["runner"].rpartition(".")[2]
-    if runner in JOB_SERVERS:
-        endpoint = options.view_as(PortableOptions).job_endpoint
-        if endpoint and endpoint != "embed":
-            host, _, port = endpoint.rpartition(":")
-            try:
-                socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"no job server answers at --job_endpoint {endpoint}: {error}. Start it (`make flink-up` starts "
-                    f"one here, with a Flink), or mend the option; see docs/engines.md."
-                ) from None
-        elif runner == "PortableRunner" and not endpoint:
-            raise InputError("--runner=PortableRunner needs --job_endpoint HOST:PORT of a job server: docs/engines.md")
-        elif runner != "PortableRunner" and not shutil.which("java"):
-            raise InputError(
-                f"--runner={runner} starts a job server with java, and there is none. Install a Java 17 runtime "
-                f"(Debian: openjdk-17-jre-headless), or give --job_endpoint of a job server that runs."
-            )
-    if runner == "DataflowRunner":
+def _run(pipeline: beam.Pipeline, options: PipelineOptions) -> None:
+    """Hands the graph to the runner and waits. On an engine the job would go on without us: it is cancelled before a
+    signal ends this process."""
+    engine, cloud, result = Engine.of(options), options.view_as(GoogleCloudOptions), None
+    cloud.job_name = name = cloud.job_name or f"triplet-miner-{uuid.uuid4().hex[:12]}"
+    with before_stop(lambda: engine.cancel(name, result)) if engine.runner in ENGINES else contextlib.nullcontext():
         try:
-            import apitools.base  # noqa: F401
-        except ImportError:
-            raise InputError("--runner=DataflowRunner needs: pip install 'apache-beam[gcp]'") from None
-
-
-def _run(pipeline: beam.Pipeline) -> None:
-    result = pipeline.run()
-    with before_stop(result.cancel):  # on an engine the job would go on without us
+            result = pipeline.run()
+        except RuntimeError as error:
+            if str(error).startswith(NOT_FETCHED):
+                raise engine.not_fetched(error) from None
+            raise
         result.wait_until_finish()
+    if engine.runner == "DirectRunner":  # Beam does not say it
+        on_prism = isinstance(result, portable_runner.PipelineResult)
+        log.info("DirectRunner: it ran %s", "on Prism" if on_prism else "in this process, for want of a Prism")
 
 
 def _with_workers(work: Callable[[], None], workers: int) -> None:
@@ -143,9 +126,9 @@ def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> None
         graph(pipeline)
         given = options.view_as(DirectOptions)
         if given.direct_running_mode == "multi_processing":
-            _with_workers(functools.partial(_run, pipeline), given.direct_num_workers)
+            _with_workers(functools.partial(_run, pipeline, options), given.direct_num_workers)
         else:
-            _run(pipeline)
+            _run(pipeline, options)
     except Exception as error:
         # Runners add the step to a worker's error, or hand it over as text inside an error of their own.
         match = _WORKER_ERROR.search(f"{type(error).__name__}: {error}")

@@ -94,6 +94,7 @@ def test_the_manifest_is_the_same_whatever_order_shards_come_in_and_if_it_is_wri
     write_corpus(tmp_path, ["a", "a", "b"], np.eye(3, dtype=np.float32))
     write_embeddings(tmp_path, np.eye(3, dtype=np.float32))
     job, counts = job_of(tmp_path, "triplets"), Counter(pairs=3, fallback=1, guarded=2, anchors_without_positive=1)
+    job.begin()
     graph.commit([entry(1), entry(0)], counts, job)
     first = job.round.manifest.read_bytes()
     graph.commit([entry(0), entry(1)], counts, job)
@@ -104,6 +105,20 @@ def test_the_manifest_is_the_same_whatever_order_shards_come_in_and_if_it_is_wri
     assert found.mean_norm == 0.5774
     assert found.counts == {"corpus": {"semi-hard": 4, "hard": 0}, "pack": {"semi-hard": 0, "hard": 6}}
     assert found.skipped["corpus"] == {"anchors_without_positive": 1} and found.guarded["corpus"] == 2
+
+
+def test_a_job_that_goes_on_after_another_has_begun_commits_nothing(tmp_path):
+    """As on an engine that does not cancel it."""
+    write_corpus(tmp_path, ["a", "a", "b"], np.eye(3, dtype=np.float32))
+    write_embeddings(tmp_path, np.eye(3, dtype=np.float32))
+    old, new = job_of(tmp_path, "triplets"), job_of(tmp_path, "triplets")
+    old.begin()
+    new.begin()
+    with pytest.raises(InputError, match="another run of pipeline.mine went on with .*rounds/0000: this job ends"):
+        graph.commit([entry(0)], Counter(pairs=3), old)
+    assert not old.round.manifest.exists()
+    graph.commit([entry(0)], Counter(pairs=3), new)
+    assert new.round.manifest.exists()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +133,7 @@ def test_a_round_without_triplets_is_refused_with_the_reason(tmp_path, embedding
     write_corpus(tmp_path, ["a", "a", "b"], np.eye(3, dtype=np.float32))
     write_embeddings(tmp_path, embeddings)
     job = job_of(tmp_path, "triplets")
+    job.begin()
     commit = functools.partial(graph.commit, [(0, entry(0)[1], Counter(packs=0, skipped=1))])
     with pytest.raises(InputError, match=f"round 0 has no triplet, out of 4 pairs.*{why}"):
         commit(Counter(pairs=3), job)

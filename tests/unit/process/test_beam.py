@@ -1,7 +1,10 @@
-"""Beam's options, engines that are not there, and what workers raise."""
+"""Beam's options, engines that are not there or are to stop, and what workers raise."""
 
+import http.server
 import importlib.util
+import json
 import re
+import threading
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -9,6 +12,7 @@ import pytest
 
 from pipeline.errors import InputError, WrongOption
 from pipeline.process.beam import beam_options, run
+from pipeline.process.engines import Engine
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def test_a_job_server_has_options_that_beam_does_not_know():
         (["--runner=FlinkRunner"], "Install a Java 17 runtime"),
         (["--runner=SparkRunner"], "Install a Java 17 runtime"),
         (["--runner=DataflowRunner"], "apache-beam[gcp]"),
+        (["--runner=FlinkRunner", "--flink_job_server_jar=a.jar"], "--flink_job_server_jar a.jar: no such file"),
+        (["--runner=PrismRunner", "--prism_location=a"], "--prism_location a: no such file. `make engine-prism`"),
     ],
 )
 def test_an_engine_that_is_missing_is_named(options, said, monkeypatch):
@@ -76,3 +82,65 @@ def test_what_a_step_raises_is_what_the_command_gets(error, expected, message):
 
     with pytest.raises(expected, match=message):
         run(beam_options([], Options()), lambda pipeline: pipeline | beam.Create([1]) | beam.Map(step))
+
+
+class Flink(http.server.BaseHTTPRequestHandler):
+    """The part of its REST that is asked: two jobs, of which one is cancelled at the second look after it was asked."""
+
+    def do_GET(self):
+        jobs = self.server.jobs
+        self.server.looks += jobs["ours"] == "CANCELLING"
+        if self.server.looks > 1:
+            jobs["ours"] = "CANCELED"
+        told = {"jobs": [{"jid": f"id-{name}", "name": name, "state": state} for name, state in jobs.items()]}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(told).encode())
+
+    def do_PATCH(self):
+        self.server.asked.append(self.path)
+        self.server.jobs["ours"] = "CANCELLING"
+        self.send_response(202)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def flink():
+    with http.server.HTTPServer(("127.0.0.1", 0), Flink) as server:
+        server.jobs, server.asked, server.looks = {"another's": "RUNNING", "ours": "RUNNING"}, [], 0
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_job_on_flink_is_cancelled_there_and_waited_for(flink, caplog):
+    master = f"--flink_master=127.0.0.1:{flink.server_port}"
+    Engine.of(beam_options(["--runner=PortableRunner", "--job_endpoint=embed", master], Options())).cancel("ours", None)
+    assert flink.asked == ["/jobs/id-ours?mode=cancel"]
+    assert flink.jobs == {"another's": "RUNNING", "ours": "CANCELED"} and not caplog.text
+
+
+class Cancelled:
+    """What Beam returns of a job that its job server calls cancelled."""
+
+    state = "CANCELLED"
+
+    def cancel(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("runner", "result", "may_run"),
+    [
+        ("PrismRunner", Cancelled(), False), ("FlinkRunner", Cancelled(), True), ("PortableRunner", Cancelled(), True),
+        ("PrismRunner", None, True),
+    ],
+)  # fmt: skip
+def test_a_job_that_may_go_on_is_named(runner, result, may_run, caplog):
+    """A job server's word is not enough where it may be Flink's."""
+    caplog.set_level("WARNING", "triplet-miner")
+    Engine(runner=runner, master="").cancel("a-job", result)
+    assert ("the job a-job may still run on the engine" in caplog.text) == may_run

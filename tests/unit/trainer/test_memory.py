@@ -42,12 +42,19 @@ def rows_with_copies_and_groups():
     return np.repeat(np.arange(CLASSES), ROWS), content, group
 
 
+def compared(memory, rows):
+    """The rows that these are compared with, by what they have in the memory; positives, negatives, those of the batch.
+    """
+    embedding, *kinds = memory.compared(memory.of_batch(tf.constant(rows)))
+    return embedding[:, 0].numpy().astype(int), *(kind.numpy() for kind in kinds)
+
+
 @pytest.mark.parametrize("most", [10_000, 90])
 def test_positives_and_negatives_are_those_of_mining(most):
     label, content, group = rows_with_copies_and_groups()
     memory = memory_of(label, content, group, most)
     rows = np.random.default_rng(1).choice(240, 40, replace=False)
-    of_memory, positive, negative, batch_positive = memory(rows)
+    of_memory, positive, negative, batch_positive = compared(memory, rows)
     assert len(np.unique(of_memory)) == min(most, 240)
     for i, a in enumerate(rows):
         for j, b in enumerate(of_memory):
@@ -60,7 +67,7 @@ def test_positives_and_negatives_are_those_of_mining(most):
 
 def test_without_copies_and_groups_a_row_is_no_positive_of_itself():
     memory = memory_of(np.repeat(np.arange(3), 4))
-    of_memory, positive, negative, batch_positive = memory(np.array([1, 5]))
+    of_memory, positive, negative, batch_positive = compared(memory, np.array([1, 5]))
     assert np.flatnonzero(positive[0]).tolist() == [0, 2, 3] and np.flatnonzero(negative[0]).tolist() == [*range(4, 12)]
     assert of_memory.tolist() == [*range(12)] and not batch_positive.any()
 
@@ -70,7 +77,7 @@ def test_a_draw_has_classmates_for_every_row_is_seeded_and_otherwise_uniform():
     rows = np.array([62, 65, 215])  # of classes 2 and 7
 
     def drawn(seed):
-        return memory_of(label, most=100, seed=seed)(rows)[0]
+        return compared(memory_of(label, most=100, seed=seed), rows)[0]
 
     assert all(len(np.unique(drawn(seed))) == 100 for seed in range(3))
     assert all(np.sum(label[drawn(0)] == of) >= CLASSMATES for of in (2, 7))
@@ -82,26 +89,27 @@ def test_a_draw_has_classmates_for_every_row_is_seeded_and_otherwise_uniform():
 
 
 @pytest.mark.parametrize("most", [10_000, 100])
-def test_batches_come_with_what_they_are_compared_with_and_renew_it(small_mined, most):
+def test_batches_come_with_what_they_are_compared_with_and_a_step_renews_it(small_mined, most):
     round, corpus = Run(small_mined).round(0), Corpus.open(small_mined)
     manifest = open_triplets(round, corpus)
     store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
     memory, mined = Memory(store, most, 0), store.embeddings(np.arange(store.split.rows))
-    inputs = Inputs(corpus.feature, (8, 8, 1))
+    inputs, one_device = Inputs(corpus.feature, (8, 8, 1)), tf.distribute.get_strategy()
     first, second = list(triplet_batches(round.triplets, manifest, inputs, 128, 1, memory=memory).take(2))
     for batch in (first, second):
-        found = memory(batch["row"].numpy())
-        for name, value in zip(
-            ("memory_row", "memory_positive", "memory_negative", "batch_positive"), found, strict=True
-        ):
-            np.testing.assert_array_equal(batch[name], value)
-        assert batch["memory_negative"].numpy().any(axis=1).all()
-        assert memory.add(batch)["memory"].shape == memory.spec["memory"].shape
-    np.testing.assert_array_equal(memory.add(first)["memory"], mined[first["memory_row"].numpy()])
-    memory.renew(first, tf.constant(-mined[first["row"].numpy()]))
+        rows = batch.get("memory_row", np.arange(len(mined)))
+        embedding, _, negative, _ = memory.compared(batch)
+        assert len(rows) == min(most, len(mined)) and negative.numpy().any(axis=1).all()
+        np.testing.assert_array_equal(embedding, mined[rows])
+    memory.renew(one_device, first, tf.constant(-mined[first["row"].numpy()]))
     renewed = np.isin(np.arange(len(mined)), first["row"].numpy())
-    expected = np.where(renewed[:, None], -mined, mined)
-    np.testing.assert_array_equal(memory.add(second)["memory"], expected[second["memory_row"].numpy()])
+    np.testing.assert_array_equal(memory.embedding, np.where(renewed[:, None], -mined, mined))
+
+
+def test_of_a_row_that_a_batch_has_twice_the_last_embedding_counts():
+    memory, rows = memory_of(np.repeat(np.arange(3), 4)), tf.constant([2, 7, 2], tf.int64)
+    memory.renew(tf.distribute.get_strategy(), {"row": rows}, tf.constant([[50.0, 50], [60, 60], [70, 70]]))
+    assert memory.embedding[:, 0].numpy().tolist() == [0, 1, 70, 3, 4, 5, 6, 60, 8, 9, 10, 11]
 
 
 def test_embeddings_that_are_gone_or_altered_are_named(small_mined, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline.errors import InputError
 from pipeline.process.commands import postponed_stop
@@ -33,20 +34,20 @@ def trained(model, steps):
     return optimizer
 
 
-def state_of(path, model, optimizer, key="key", **arrays):
-    return Resumable(path, key, model, optimizer, Progress(), 10.0, arrays=arrays)
+def state_of(path, model, optimizer, key="key", more=()):
+    return Resumable(path, key, model, optimizer, Progress(), 10.0, more)
 
 
 def test_everything_comes_back_the_state_of_random_generators_too(tmp_path):
-    model, memory = network(), np.arange(6.0)
+    model, memory = network(), tf.Variable(np.arange(6.0))
     optimizer = trained(model, 3)
     model(np.ones((2, 4)), training=True)  # Dropout's generator moves
-    state = state_of(tmp_path / "state.npz", model, optimizer, memory=memory)
+    state = state_of(tmp_path / "state.npz", model, optimizer, more=[memory])
     state.progress.losses += [0.1, 1 / 3]
     state.save()
-    other, another = network(), np.zeros(6)
+    other, another = network(), tf.Variable(np.zeros(6))
     fresh = keras.optimizers.Adam(0.5)
-    again = state_of(tmp_path / "state.npz", other, fresh, memory=another)
+    again = state_of(tmp_path / "state.npz", other, fresh, more=[another])
     assert again.restore() and again.progress == state.progress
     for kept, found in zip([*model.variables, *optimizer.variables], [*other.variables, *fresh.variables], strict=True):
         np.testing.assert_array_equal(kept.numpy(), found.numpy())

@@ -3,53 +3,64 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from trainer.step import SUMS, Step
+from pipeline.triplets.rows import Block
+from trainer.memory import Memory
+from trainer.step import SUMS, Step, scaled_for
 
 ROWS, TRIPLETS = 24, 60
 
 
-def network():
+def network(policy="float32"):
     keras.utils.set_random_seed(3)
     inputs = keras.Input((8, 8, 1))
-    x = keras.layers.Conv2D(6, 3, activation="tanh")(inputs)
-    x = keras.layers.Dense(5)(keras.layers.Flatten()(x))
-    return keras.Model(inputs, keras.layers.UnitNormalization()(x))
+    x = keras.layers.Conv2D(6, 3, activation="tanh", dtype=policy)(inputs)
+    x = keras.layers.Dense(5, dtype=policy)(keras.layers.Flatten()(x))
+    return keras.Model(inputs, keras.layers.UnitNormalization(dtype="float32")(x))
 
 
-def batch(seed=0, rows=ROWS, triplets=TRIPLETS, memory=0):
-    """memory: how many rows it is compared with; the first row has no negatives among them, the second no positives."""
+def batch(seed=0, rows=ROWS, triplets=TRIPLETS):
+    """Rows of the corpus from 100 * seed on."""
     rng = np.random.default_rng(seed)
-    listed = rng.integers(0, rows, (triplets, 3))
+    listed, row = rng.integers(0, rows, (triplets, 3)), 100 * seed + rng.choice(60, rows, replace=False)
     found = {"inputs": rng.standard_normal((rows, 8, 8, 1)).astype(np.float32), "triplets": listed.astype(np.int32)}
-    if memory:
-        vectors = rng.standard_normal((memory, 5)).astype(np.float32)
-        label, of_memory = rng.integers(0, 4, rows), rng.integers(0, 4, memory)
-        positive, pair = label[:, None] == of_memory, (label[:, None] == label) & ~np.eye(rows, dtype=bool)
-        negative = ~positive
-        negative[0], positive[1], pair[1] = False, False, False
-        found["memory"] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        found |= {"memory_positive": positive, "memory_negative": negative, "batch_positive": pair}
-    return {name: tf.constant(value) for name, value in found.items()}
+    return {name: tf.constant(value) for name, value in (found | {"row": row}).items()}
 
 
-def moved(model, batches, strategy=None):
-    """The change of every variable by one step of plain gradient descent, and what the step returns."""
+def memory_of(most):
+    """Of 200 rows in 10 classes; the first class has one row, which has no positives."""
+    label = np.concatenate([[0], np.repeat(np.arange(1, 11), 20)])[:200]
+    split = SimpleNamespace(rows=200, shards=[], first_rows=np.searchsorted(label, np.arange(12)))
+    vectors = np.random.default_rng(9).standard_normal((200, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Memory(SimpleNamespace(split=split, block=lambda rows: Block(row=rows, embedding=vectors[rows])), most, 0)
+
+
+def moved(model, batches, strategy=None, most=0, tries=1):
+    """The change of every variable by one step of plain gradient descent, what the step returns, and the memory of at
+    most so many rows after it."""
     before = [variable.numpy() for variable in model.variables]
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
-        optimizer = keras.optimizers.SGD(1.0)
+        optimizer = scaled_for(model, keras.optimizers.SGD(1.0))
         optimizer.build(model.trainable_variables)
+        memory = memory_of(most) if most else None
+    if memory:
+        batches = [given | memory.of_batch(given["row"]) for given in batches]
     spec = {name: tf.TensorSpec([None, *value.shape[1:]], value.dtype) for name, value in batches[0].items()}
-    if "batch_positive" in spec:
-        spec["batch_positive"] = tf.TensorSpec([None, None], tf.bool)
-    values, embeddings = Step(model, optimizer, "triplet", 0.2, strategy, spec)(batches)
-    assert [len(part) for part in embeddings] == [len(given["inputs"]) for given in batches]
-    return [variable.numpy() - old for variable, old in zip(model.variables, before, strict=True)], values
+    step = Step(model, optimizer, "triplet", 0.2, strategy, spec, memory=memory)
+    for _ in range(tries):
+        values = dict(zip(SUMS, step(batches).numpy().tolist(), strict=True))
+        changes = [variable.numpy() - old for variable, old in zip(model.variables, before, strict=True)]
+        if any(change.any() for change in changes):
+            break
+    return changes, values, memory and memory.embedding.numpy()
 
 
 def test_one_step_is_that_of_three_towers():
@@ -61,7 +72,7 @@ def test_one_step_is_that_of_three_towers():
         d_an = tf.reduce_sum((anchor - negative) ** 2, axis=1)
         loss = tf.reduce_mean(tf.maximum(0.0, 0.2 + d_ap - d_an))
     expected = tape.gradient(loss, model.trainable_variables)
-    found, values = moved(model, [given])
+    found, values, _ = moved(model, [given])
     for gradient, change in zip(expected, found, strict=True):
         np.testing.assert_allclose(-change, gradient, atol=1e-5)
     active = np.sum(0.2 + d_ap - d_an > 0)
@@ -69,13 +80,33 @@ def test_one_step_is_that_of_three_towers():
     np.testing.assert_allclose(list(values.values()), [loss, active, np.sum(d_ap), np.sum(d_an), 0.0], rtol=1e-5)
 
 
-def test_the_memory_adds_its_loss_and_a_batch_without_triplets_learns_from_it():
-    plain, without = moved(network(), [batch()])
-    both, values = moved(network(), [batch(memory=40)])
-    alone, of_memory = moved(network(), [batch(triplets=0, memory=40)])
+@pytest.mark.parametrize("most", [40, 200])
+def test_the_memory_adds_its_loss_and_a_batch_without_triplets_learns_from_it(most):
+    plain, without, _ = moved(network(), [batch()])
+    both, values, _ = moved(network(), [batch()], most=most)
+    alone, of_memory, _ = moved(network(), [batch(triplets=0)], most=most)
     assert without["memory_loss"] == 0 < values["memory_loss"] and of_memory["loss"] == 0 < of_memory["memory_loss"]
     assert any(np.abs(one - other).max() > 1e-3 for one, other in zip(plain, both, strict=True))
     assert np.abs(alone[0]).max() > 0
+
+
+def test_a_step_renews_the_memory_of_its_rows():
+    model, given = network(), batch()
+    made, before = model(given["inputs"], training=True).numpy(), memory_of(200).embedding.numpy()
+    _, _, after = moved(model, [given], most=200)
+    np.testing.assert_allclose(after[given["row"]], made, atol=1e-6)
+    others = np.setdiff1d(np.arange(200), given["row"])
+    np.testing.assert_array_equal(after[others], before[others])
+
+
+def test_half_precision_learns_what_single_precision_does():
+    """By the model's own policy: sums are taken in float32, and the loss is scaled in float16."""
+    expected, values, _ = moved(network(), [batch()])
+    for policy in ("mixed_float16", "mixed_bfloat16"):
+        found, halved, _ = moved(network(policy), [batch()], tries=20)  # the loss' scale is halved until it fits
+        for one, other in zip(expected, found, strict=True):
+            assert np.linalg.norm(one - other) < 0.03 * np.linalg.norm(one), policy
+        np.testing.assert_allclose(list(halved.values()), list(values.values()), rtol=0.03)
 
 
 PREPARED = f"""
@@ -87,18 +118,19 @@ import numpy as np
 import test_step as t
 two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
-def on_two(batches):
+def on_two(batches, most=0):
     with two.scope():
         model = t.network()
-    return t.moved(model, batches, two)
+    return t.moved(model, batches, two, most)
 
 def joined(first, second):
     return {{"inputs": tf.concat([first["inputs"], second["inputs"]], axis=0),
-            "triplets": tf.concat([first["triplets"], second["triplets"] + t.ROWS], axis=0)}}
+            "triplets": tf.concat([first["triplets"], second["triplets"] + t.ROWS], axis=0),
+            "row": tf.concat([first["row"], second["row"]], axis=0)}}
 
 def alike(one, other):
     for a, b in zip(one[0], other[0], strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol=1e-6)
     np.testing.assert_allclose(list(one[1].values()), list(other[1].values()), rtol=1e-5)
 
 # The mean is over all 92 triplets. A device without a batch changes nothing.
@@ -106,22 +138,23 @@ first, second = t.batch(0), t.batch(1, rows=20, triplets=32)
 alike(on_two([first, second]), t.moved(t.network(), [joined(first, second)]))
 alike(on_two([first]), t.moved(t.network(), [first]))
 
-# The memory's losses are weighted by rows, where a batch has no triplets too.
-for triplets in (t.TRIPLETS, 0):
-    batches = [t.batch(0, triplets=triplets, memory=40), t.batch(1, rows=20, triplets=32, memory=40)]
-    bare = [{{name: b[name] for name in ("inputs", "triplets")}} for b in batches]
-    found = on_two(batches)
-    with_memory = [t.moved(t.network(), [b]) for b in batches]
-    without = [t.moved(t.network(), [b]) for b in bare]
+# The memory's losses are weighted by rows, where a batch has no triplets too. Each device's memory has both's rows.
+for triplets, most in ((t.TRIPLETS, 40), (0, 200)):
+    batches = [t.batch(0, triplets=triplets), t.batch(1, rows=20, triplets=32)]
+    found = on_two(batches, most)
+    with_memory = [t.moved(t.network(), [b], most=most) for b in batches]
+    without = [t.moved(t.network(), [b]) for b in batches]
     of_triplets, of_rows = triplets / (triplets + 32), t.ROWS / (t.ROWS + 20)
     for one, other, bare_one, bare_other, both in zip(
         *(w[0] for w in with_memory), *(w[0] for w in without), found[0], strict=True
     ):
         expected = of_triplets * bare_one + (1 - of_triplets) * bare_other
         expected += of_rows * (one - bare_one) + (1 - of_rows) * (other - bare_other)
-        np.testing.assert_allclose(expected, both, atol=1e-5)
+        np.testing.assert_allclose(expected, both, atol=1e-6)
     losses = [w[1]["memory_loss"] for w in with_memory]
     assert np.isclose(of_rows * losses[0] + (1 - of_rows) * losses[1], found[1]["memory_loss"])
+    for b, alone in zip(batches, with_memory):
+        np.testing.assert_allclose(found[2][b["row"]], alone[2][b["row"]], atol=1e-6)
 """
 
 
