@@ -142,7 +142,7 @@ def killed(trial: Trial, engine: Engine, process: subprocess.Popen[str], run: Pa
     if trial.kind == "flink":
         job = max(get(f"{engine.web}/jobs/overview")["jobs"], key=lambda job: job["start-time"])["jid"]
         stages = [f"{engine.web}/jobs/{job}/vertices/{v['id']}" for v in get(f"{engine.web}/jobs/{job}")["vertices"]]
-        assert any(task["attempt"] for stage in stages for task in get(stage)["subtasks"]), f"{run}: nothing was restarted"
+        assert any(task["attempt"] for stage in stages for task in get(stage)["subtasks"]), f"{run}: not restarted"
         engine.again("worker-0")
 
 
