@@ -49,7 +49,6 @@ FLINK = {
     # short delay it would use up its attempts on the dead one's slots, which are offered until that is noticed.
     "restart-strategy.type": "fixed-delay",
     "restart-strategy.fixed-delay.attempts": 3, "restart-strategy.fixed-delay.delay": "10 s",
-    "task.cancellation.interval": 1000,  # ms until a task that waits for Python is interrupted again; else 30 s
     # Beam's workers outlive a stage only if its classes are loaded once, from the TaskManager's own class path.
     "classloader.resolve-order": "parent-first",
     # What Flink's start script, which PyPI's package leaves out, would work out.
