@@ -7,13 +7,12 @@ FASHION_MNIST ?= runs/fashion-mnist
 OMNIGLOT ?=
 BANKING77 ?=
 FONTS ?= runs/fonts
-FLINK_VERSION ?= 2.2.1
-FLINK_JOB_SERVER_JAR ?=
 PYTHON ?= python3.11
 PY := .venv/bin/python
 ENCODERS_PY := .venv-encoders/bin/python
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR: # a job server that is half built
 .PHONY: corpus first $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' $(MAKEFILE_LIST)) # what `help` lists
 
 help: ## list the targets
@@ -119,27 +118,48 @@ test-versions: .venv/installed ## the loop with the lowest versions of setup.py,
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv
 	@$(PY) tests/versions.py $(ARGS)
 
-FLINK := .venv/flink-$(FLINK_VERSION)
-FLINK_WITH = --libraries $(FLINK)/pyflink/lib --jar "$(FLINK_JOB_SERVER_JAR)"
+# What an engine is made of: fetched and built once, in a folder that git ignores.
+NEED = @command -v $(1) >/dev/null || { echo "$@ needs $(1) (Debian: $(2))"; exit 1; }
+PIP_INTO = @rm -rf $@ $@.part; echo "fetching $(1)"; $(PY) -m pip install --quiet --disable-pip-version-check --no-deps \
+  --no-build-isolation --target $@.part $(1) && mv $@.part $@
+ENGINES := $(addprefix .engines/,flink flink-job-server/job-server.jar spark spark-job-server/job-server.jar prism)
 
-$(FLINK): | .venv/installed
-	@rm -rf $@.part
-	@echo "fetching Flink $(FLINK_VERSION): about 310 MB"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $@.part apache-flink-libraries==$(FLINK_VERSION)
-	@mv $@.part $@
+.engines/%-job-server/job-server.jar: engines/%.xml
+	$(call NEED,java,openjdk-17-jre-headless)
+	$(call NEED,mvn,maven)
+	@echo "building Beam's job server, $@"
+	@mvn -B -q -f $< package
 
-flink-up: $(FLINK) ## start a Flink cluster on this machine and write flink.args (needs java; see docs/engines.md)
-	@$(PY) -m benchmarks.flink up $(FLINK_WITH)
+.engines/flink: | .venv/installed
+	$(call PIP_INTO,apache-flink-libraries==1.19.3)
 
-flink-down: .venv/installed ## stop what flink-up started
-	@$(PY) -m benchmarks.flink down
+.engines/spark: | .venv/installed
+	$(call PIP_INTO,pyspark==3.5.5)
 
-test-flink: $(FLINK) ## the job on Flink, also with TaskManagers killed (needs java and OMNIGLOT=ZIP)
-	@test -n "$(OMNIGLOT)" || { echo "set OMNIGLOT to images_background_small1.zip of github.com/brendenlake/omniglot"; exit 1; }
-	@PYTHONPATH=. $(PY) tests/flink.py $(FLINK_WITH) --omniglot "$(OMNIGLOT)"
+.engines/prism:
+	$(call NEED,go,golang-go of Debian 13)
+	@echo "building $@: two minutes"
+	@GOBIN=$(CURDIR)/.engines go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2.73.0
 
-bench-flink: $(FLINK) $(FASHION_MNIST) ## two workers on Flink against one
-	@$(PY) -m benchmarks.flink_speed $(FLINK_WITH) --fashion_mnist "$(FASHION_MNIST)"
+engine-flink: .engines/flink-job-server/job-server.jar .engines/flink ## start Flink on this machine and write flink.args (docs/engines.md)
+	@$(PY) -m engines.local flink
+
+engine-spark: .engines/spark-job-server/job-server.jar .engines/spark ## start Spark on this machine and write spark.args
+	@$(PY) -m engines.local spark
+
+engine-prism: .engines/prism | .venv/installed ## start Prism, Beam's own runner, and write prism.args
+	@$(PY) -m engines.local prism
+
+engines-down: .venv/installed ## stop the engines that run here
+	@$(PY) -m engines.local down
+
+test-engines: $(ENGINES) ## the job on Flink, Spark and Prism, with killed workers too (OMNIGLOT=ZIP)
+	@[ -e "$(OMNIGLOT)" ] || { echo "set OMNIGLOT to images_background_small1.zip of github.com/brendenlake/omniglot"; exit 1; }
+	@PYTHONPATH=. $(PY) tests/on_engines.py --omniglot "$(OMNIGLOT)" $(ARGS)
+
+bench-engines: $(ENGINES) $(FASHION_MNIST) ## Flink and Spark against one process, two workers against one (OMNIGLOT=ZIP)
+	@[ -e "$(OMNIGLOT)" ] || { echo "set OMNIGLOT to images_background_small1.zip of github.com/brendenlake/omniglot"; exit 1; }
+	@$(PY) -m benchmarks.engines --omniglot "$(OMNIGLOT)" --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
 
 bench-gpu: .venv/installed ## the exact scan on a GPU, proved, then timed; training and embedding; on a CPU smaller (18 minutes)
 	@$(PY) -m benchmarks.gpu $(ARGS); scan=$$?; $(PY) -m benchmarks.gpu_trainer && exit $$scan

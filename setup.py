@@ -52,10 +52,7 @@ setup(
         "universal-pathlib>=0.3",
     ],
     entry_points={
-        "console_scripts": [
-            *(f"triplet-{name} = pipeline.process.commands:console" for name in COMMANDS),
-            "triplet-miner-worker = pipeline.sdk_worker:main",
-        ]
+        "console_scripts": [f"triplet-{name} = pipeline.process.commands:console" for name in COMMANDS],
     },
     extras_require={
         "bench": ["faiss-cpu>=1.9", "matplotlib>=3.9"],

@@ -10,7 +10,6 @@ mining/     the Beam graph of a round
 reporting/  pages to look at
 ingest, mine, embed, rounds, report, records   one command each
 errors      InputError
-sdk_worker  what an engine starts as a worker
 
 Each folder uses only those above it. Of the commands, `rounds` alone uses the trainer.
 """

@@ -59,10 +59,10 @@ def beam_options(arguments: list[str], command: Any) -> PipelineOptions:
     return options
 
 
-def _run(pipeline: beam.Pipeline, options: PipelineOptions) -> None:
+def _run(pipeline: beam.Pipeline) -> None:
     """Hands the graph to the runner and waits. On an engine the job would go on without us: it is cancelled before a
     signal ends this process."""
-    engine, cloud, result = Engine.of(options), options.view_as(GoogleCloudOptions), None
+    engine, cloud, result = Engine.of(pipeline.options), pipeline.options.view_as(GoogleCloudOptions), None
     cloud.job_name = name = cloud.job_name or f"triplet-miner-{uuid.uuid4().hex[:12]}"
     with before_stop(lambda: engine.cancel(name, result)) if engine.runner in ENGINES else contextlib.nullcontext():
         try:
@@ -126,9 +126,9 @@ def run(options: PipelineOptions, graph: Callable[[beam.Pipeline], Any]) -> None
         graph(pipeline)
         given = options.view_as(DirectOptions)
         if given.direct_running_mode == "multi_processing":
-            _with_workers(functools.partial(_run, pipeline, options), given.direct_num_workers)
+            _with_workers(functools.partial(_run, pipeline), given.direct_num_workers)
         else:
-            _run(pipeline, options)
+            _run(pipeline)
     except Exception as error:
         # Runners add the step to a worker's error, or hand it over as text inside an error of their own.
         match = _WORKER_ERROR.search(f"{type(error).__name__}: {error}")

@@ -116,16 +116,19 @@ class Engine:
 
     def _cancel_on_flink(self, name: str) -> bool:
         """By https://nightlies.apache.org/flink/flink-docs-stable/docs/ops/rest_api/. Returns whether it has ended."""
+        asked = set[str]()
 
-        def running() -> list[str]:
+        def ended() -> bool:
             with urllib.request.urlopen(f"{self.master}/jobs/overview", timeout=CANCEL_SECONDS) as answer:
-                jobs = json.load(answer)["jobs"]
-            return [job["jid"] for job in jobs if job["name"] == name and job["state"] not in ENDED]
+                jobs = [job for job in json.load(answer)["jobs"] if job["name"] == name]
+            running = {job["jid"] for job in jobs if job["state"] not in ENDED}
+            for job in running - asked:
+                request = urllib.request.Request(f"{self.master}/jobs/{job}?mode=cancel", method="PATCH")
+                urllib.request.urlopen(request, timeout=CANCEL_SECONDS).close()
+            asked.update(running)
+            return bool(jobs) and not running  # what is handed over just now may not be there yet
 
-        for job in running():
-            request = urllib.request.Request(f"{self.master}/jobs/{job}?mode=cancel", method="PATCH")
-            urllib.request.urlopen(request, timeout=CANCEL_SECONDS).close()
-        return _soon(lambda: not running())
+        return _soon(ended)
 
 
 def _soon(ended: Callable[[], bool]) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from conftest import command
 from corpora import NO_HOLD_OUT, make
 
+from engines.local import Engine
 from pipeline import mine
 from pipeline.corpus.corpus import Corpus
 from pipeline.files.layout import Run
@@ -98,6 +99,18 @@ def job_service(tmp_path_factory):
     service.wait()
 
 
+@pytest.fixture(scope="module")
+def prism(tmp_path_factory):
+    """Prism, Beam's own portable runner, from Beam's sources; it is built once a checkout."""
+    if not shutil.which("go"):
+        pytest.skip("no Go to build Prism with")
+    subprocess.run(["make", ".engines/prism"], cwd=ROOT, check=True)
+    engine = Engine(tmp_path_factory.mktemp("prism"))
+    engine.start("prism")
+    yield engine
+    engine.stop()
+
+
 def mined_as(corpus, tmp_path, *arguments):
     run_dir = shutil.copytree(corpus, tmp_path / "run")
     done = command("pipeline.mine", "--run_dir", run_dir, *arguments)
@@ -124,6 +137,46 @@ def test_portable_runner_with_workers_from_the_wheel(corpus, expected, tmp_path,
         f"--environment_config=PYTHONPATH={wheel} {sys.executable} -m apache_beam.runners.worker.sdk_worker_main",
     ]
     assert mined_as(corpus, tmp_path, *FLAGS[name], *portable) == expected[name]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_prism(corpus, expected, tmp_path, prism, name):
+    before = prism.starts()
+    assert mined_as(corpus, tmp_path, *FLAGS[name], *prism.options) == expected[name]
+    assert prism.starts() == before + 1, "Python was started more than once"
+
+
+def test_prism_ingests_the_same_corpus(corpus, tmp_path, prism):
+    source = ["--source", f"arrays:{corpus.parent / 'v.npz'}"]
+    for run, options in (("here", []), ("there", prism.options)):
+        done = command("pipeline.ingest", "--run_dir", tmp_path / run, *source, *options)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert Corpus.open(tmp_path / "there").fingerprint == Corpus.open(tmp_path / "here").fingerprint
+
+
+def test_prisms_worker_is_killed_and_the_same_command_goes_on(corpus, expected, tmp_path, prism):
+    run_dir = shutil.copytree(corpus, tmp_path / "run")
+    call = [sys.executable, "-m", "pipeline.mine", "--run_dir", str(run_dir), *FLAGS["nearest"], *prism.options]
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(Run(run_dir).round(0).path.glob("embeddings/*/*.npy")):
+        assert process.poll() is None, process.stderr.read()
+        os.sched_yield()
+    [worker] = prism.workers()
+    worker.kill()
+    process.communicate()
+    assert process.returncode == 1 and not Run(run_dir).round(0).manifest.exists()
+    assert subprocess.run(call, capture_output=True).returncode == 0
+    assert digest_of(run_dir) == expected["nearest"]
+
+
+def test_what_a_worker_of_prism_refuses_is_the_last_line(corpus, tmp_path, prism):
+    run_dir = shutil.copytree(corpus, tmp_path / "run")
+    shard = sorted(Run(run_dir).corpus.glob("train-*.tfrecord"))[1]
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 1
+    shard.write_bytes(data)
+    done = command("pipeline.mine", "--run_dir", run_dir, *prism.options)
+    assert done.returncode == 4 and f"ERROR {shard} is not what" in done.stderr.splitlines()[-1], done.stderr
 
 
 @pytest.mark.parametrize(

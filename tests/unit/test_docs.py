@@ -20,7 +20,7 @@ COMMANDS = {
     "pipeline.ingest", "pipeline.mine", "pipeline.embed", "pipeline.rounds", "pipeline.report", "pipeline.records",
     "trainer.init", "trainer.warmup", "trainer.train", "trainer.evaluate",
 }  # fmt: skip
-OTHERS = {"full", "tune", "parallelism", "sdk_container_image", "region", "project"}  # of benchmarks and engines
+OTHERS = {"full", "tune", "parallelism", "sdk_container_image", "region", "project", "worker_pool"}  # not ours
 MAKEFILE = (ROOT / "Makefile").read_text()
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -68,6 +68,11 @@ def help_of(command: str) -> list[str]:
 
 def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size <= 8192
+
+
+def test_the_image_has_the_launcher_of_the_locked_beam():
+    [locked] = re.findall(r"^apache-beam==(\S+)", (ROOT / "requirements/default.lock").read_text(), re.MULTILINE)
+    assert f"/beam_python3.11_sdk:{locked} " in (ROOT / "Dockerfile").read_text()
 
 
 @every_page

@@ -6,9 +6,12 @@ import json
 import re
 import threading
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import GoogleCloudOptions, StandardOptions
+from apache_beam.runners import PipelineRunner
 
 from pipeline.errors import InputError, WrongOption
 from pipeline.process.beam import beam_options, run
@@ -144,3 +147,18 @@ def test_a_job_that_may_go_on_is_named(runner, result, may_run, caplog):
     caplog.set_level("WARNING", "triplet-miner")
     Engine(runner=runner, master="").cancel("a-job", result)
     assert ("the job a-job may still run on the engine" in caplog.text) == may_run
+
+
+def test_a_job_has_the_name_by_which_it_is_cancelled():
+    """Beam's Pipeline copies its options: a name that is set on others would be nobody's."""
+    seen = []
+
+    class Recorder(PipelineRunner):
+        def run_pipeline(self, pipeline, options):
+            seen.append(options.view_as(GoogleCloudOptions).job_name)
+            return SimpleNamespace(wait_until_finish=lambda: None)
+
+    options = beam_options([], Options())
+    options.view_as(StandardOptions).runner = Recorder()
+    run(options, lambda pipeline: pipeline | beam.Create([1]))
+    assert seen[0].startswith("triplet-miner-")
