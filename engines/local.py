@@ -200,7 +200,7 @@ def flink(engine: Engine, workers: int) -> list[str]:
     server = ["org.apache.beam.runners.flink.FlinkJobServerDriver", f"--flink-master={engine.web}"]
     engine.java("jobserver", 512, str(jar), *server, *served(engine, jobs))
     engine.wait("the JobManager", lambda: len(get(f"{engine.web}/taskmanagers")["taskmanagers"]) == workers)
-    return [*portable(engine, jobs), f"--flink_master={engine.web}", f"--parallelism={workers}"]
+    return [*portable(engine, "Portable", jobs), f"--flink_master={engine.web}", f"--parallelism={workers}"]
 
 
 def spark(engine: Engine, workers: int) -> list[str]:
@@ -221,14 +221,14 @@ def spark(engine: Engine, workers: int) -> list[str]:
     server = ["org.apache.beam.runners.spark.SparkJobServerDriver", f"--spark-master-url={master}"]
     engine.java("jobserver", 768, classes, *settings, *server, *served(engine, jobs), **environment)
     engine.wait("the master", lambda: get(f"{engine.web}/json/")["aliveworkers"] == workers)
-    return portable(engine, jobs)
+    return portable(engine, "Spark", jobs)
 
 
 def prism(engine: Engine, workers: int) -> list[str]:
     """Beam's own runner, a single binary, which asks for one worker."""
     jobs = free_port()
     engine.spawn("jobserver", [str(BUILT / "prism"), f"--job_port={jobs}", "--serve_http=false"])
-    return portable(engine, jobs)
+    return portable(engine, "Prism", jobs)
 
 
 STARTS = {"flink": flink, "spark": spark, "prism": prism}
@@ -240,9 +240,9 @@ def served(engine: Engine, port: int) -> list[str]:
     return [*ports, f"--artifacts-dir={engine.state}/artifacts"]
 
 
-def portable(engine: Engine, port: int) -> list[str]:
+def portable(engine: Engine, runner: str, port: int) -> list[str]:
     engine.wait("the job server", lambda: accepts(f"{HOST}:{port}"))
-    return ["--runner=PortableRunner", f"--job_endpoint={HOST}:{port}"]
+    return [f"--runner={runner}Runner", f"--job_endpoint={HOST}:{port}"]
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import apache_beam as beam
 import psutil
-from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.runners.portability import portable_runner
 
 from pipeline.errors import InputError, WrongOption
@@ -44,6 +44,8 @@ def beam_options(arguments: list[str], command: Any) -> PipelineOptions:
     ours = names(command)
     if not any(argument.startswith("--runner") for argument in arguments):
         arguments = [*IN_PROCESS, *arguments]
+    if not any(argument.startswith("--job_name") for argument in arguments):  # it is found on Flink by its name
+        arguments = [*arguments, f"--job_name=triplet-miner-{uuid.uuid4().hex[:12]}"]
     options = PipelineOptions(arguments)
     serves = runner_of(options) in JOB_SERVERS  # these have options that Beam's Python does not know
     known, value_may_follow = PipelineOptions([]).get_all_options(), False
@@ -62,9 +64,9 @@ def beam_options(arguments: list[str], command: Any) -> PipelineOptions:
 def _run(pipeline: beam.Pipeline) -> None:
     """Hands the graph to the runner and waits. On an engine the job would go on without us: it is cancelled before a
     signal ends this process."""
-    engine, cloud, result = Engine.of(pipeline.options), pipeline.options.view_as(GoogleCloudOptions), None
-    cloud.job_name = name = cloud.job_name or f"triplet-miner-{uuid.uuid4().hex[:12]}"
-    with before_stop(lambda: engine.cancel(name, result)) if engine.runner in ENGINES else contextlib.nullcontext():
+    engine, result = Engine.of(pipeline.options), None
+    stops = engine.runner in ENGINES
+    with before_stop(lambda: engine.cancel(result)) if stops else contextlib.nullcontext():
         try:
             result = pipeline.run()
         except RuntimeError as error:

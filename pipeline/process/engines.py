@@ -75,58 +75,60 @@ def _way_out(runner: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What a job is handed to. master: the address of Flink's REST, "" where none is given."""
+    """What a job is handed to. job: its name there. master: the address of Flink's REST, "" where none is given."""
 
     runner: str
+    job: str
     master: str
 
     @classmethod
     def of(cls, options: PipelineOptions) -> "Engine":
         """To be asked before the job is handed over: Beam changes the options then."""
-        master = options.get_all_options()["flink_master"]
+        given = options.get_all_options()
+        master = given["flink_master"]
         if master[:1] == "[":  # [auto], [local]
             master = ""
         elif "://" not in master:
             master = f"http://{master}"
-        return cls(runner=runner_of(options), master=master)
+        return cls(runner=runner_of(options), job=given["job_name"] or "", master=master)
 
     def not_fetched(self, error: Exception) -> InputError:
         """For what Beam raises where it can neither find nor fetch what the runner starts here."""
         found = str(error).partition(". ")[0]
         return InputError(f"--runner={self.runner}: {found}. {_way_out(self.runner)}")
 
-    def cancel(self, job: str, result: Any) -> None:
-        """Ends a job, or says that it may go on.
+    def cancel(self, result: Any) -> None:
+        """Ends the job, or says that it may go on.
 
         Beam's word that a job is cancelled is not enough: Flink's job server gives it while the job runs on. Flink
         itself is asked, where --flink_master names it.
 
         Args:
-          job: its name. result: Beam's; None while it is handed over.
+          result: Beam's; None while the job is handed over.
         """
-        if result is not None:
-            result.cancel()
+        ended = False
         if self.master:
-            ended = self._cancel_on_flink(job)
-        else:
-            can_be_asked = result is not None and self.runner not in ("PortableRunner", "FlinkRunner")
-            ended = can_be_asked and _soon(lambda: PipelineState.is_terminal(result.state))
+            ended = self._cancel_on_flink()
+        elif result is not None:
+            result.cancel()
+            may_be_flink = self.runner in ("PortableRunner", "FlinkRunner")
+            ended = not may_be_flink and _soon(lambda: PipelineState.is_terminal(result.state))
         if not ended:
-            log.warning("the job %s may still run on the engine: look there, and cancel it", job)
+            log.warning("the job %s may still run on the engine: look there, and cancel it", self.job)
 
-    def _cancel_on_flink(self, name: str) -> bool:
+    def _cancel_on_flink(self) -> bool:
         """By https://nightlies.apache.org/flink/flink-docs-stable/docs/ops/rest_api/. Returns whether it has ended."""
         asked = set[str]()
 
         def ended() -> bool:
             with urllib.request.urlopen(f"{self.master}/jobs/overview", timeout=CANCEL_SECONDS) as answer:
-                jobs = [job for job in json.load(answer)["jobs"] if job["name"] == name]
+                jobs = [job for job in json.load(answer)["jobs"] if job["name"] == self.job]
             running = {job["jid"] for job in jobs if job["state"] not in ENDED}
             for job in running - asked:
                 request = urllib.request.Request(f"{self.master}/jobs/{job}?mode=cancel", method="PATCH")
                 urllib.request.urlopen(request, timeout=CANCEL_SECONDS).close()
             asked.update(running)
-            return bool(jobs) and not running  # what is handed over just now may not be there yet
+            return bool(asked) and not running  # a job that is handed over just now may not be there yet
 
         return _soon(ended)
 

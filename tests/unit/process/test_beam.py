@@ -121,7 +121,8 @@ def flink():
 
 def test_a_job_on_flink_is_cancelled_there_and_waited_for(flink, caplog):
     master = f"--flink_master=127.0.0.1:{flink.server_port}"
-    Engine.of(beam_options(["--runner=PortableRunner", "--job_endpoint=embed", master], Options())).cancel("ours", None)
+    given = ["--runner=PortableRunner", "--job_endpoint=embed", "--job_name=ours", master]
+    Engine.of(beam_options(given, Options())).cancel(None)
     assert flink.asked == ["/jobs/id-ours?mode=cancel"]
     assert flink.jobs == {"another's": "RUNNING", "ours": "CANCELED"} and not caplog.text
 
@@ -145,12 +146,11 @@ class Cancelled:
 def test_a_job_that_may_go_on_is_named(runner, result, may_run, caplog):
     """A job server's word is not enough where it may be Flink's."""
     caplog.set_level("WARNING", "triplet-miner")
-    Engine(runner=runner, master="").cancel("a-job", result)
+    Engine(runner=runner, job="a-job", master="").cancel(result)
     assert ("the job a-job may still run on the engine" in caplog.text) == may_run
 
 
 def test_a_job_has_the_name_by_which_it_is_cancelled():
-    """Beam's Pipeline copies its options: a name that is set on others would be nobody's."""
     seen = []
 
     class Recorder(PipelineRunner):
@@ -159,6 +159,7 @@ def test_a_job_has_the_name_by_which_it_is_cancelled():
             return SimpleNamespace(wait_until_finish=lambda: None)
 
     options = beam_options([], Options())
+    name = Engine.of(options).job
     options.view_as(StandardOptions).runner = Recorder()
     run(options, lambda pipeline: pipeline | beam.Create([1]))
-    assert seen[0].startswith("triplet-miner-")
+    assert seen == [name] and name.startswith("triplet-miner-")
