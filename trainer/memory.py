@@ -41,7 +41,8 @@ class Memory:
         block = store.block(np.arange(split.rows))
         self.embedding = tf.Variable(block.embedding, trainable=False)
         self._first_rows = split.first_rows
-        self._codes = {name: getattr(block, name) for name in ("content", "group") if getattr(block, name) is not None}
+        codes = {"first_rows": split.first_rows, "content": block.content, "group": block.group}
+        self._codes = {name: tf.Variable(of, trainable=False) for name, of in codes.items() if of is not None}
 
     def of_batch(self, row: Any) -> dict[str, Any]:
         """What a step needs of a batch for `compared` and `renew`, in the graph of its input. row: int64 [r]."""
@@ -61,17 +62,14 @@ class Memory:
     def renew(self, strategy: Any, batches: Any, embeddings: Any) -> None:
         """In a step's graph: takes up what it made of its batches' rows, float32 [r, dim] on each device."""
         row, made = (tf.concat(strategy.experimental_local_results(of), axis=0) for of in (batches["row"], embeddings))
-        row, which = tf.unique(row)  # of a row that is there twice the last: a GPU would take either
-        last = tf.math.unsorted_segment_max(tf.range(tf.size(which)), which, tf.size(row))
+        row, which = tf.unique(row)  # of a row that is there twice the first: a GPU would take either
+        first = tf.math.unsorted_segment_min(tf.range(tf.size(which)), which, tf.size(row))
 
         def take_up(held: Any, row: Any, made: Any) -> Any:
             return held.scatter_nd_update(row[:, None], made)
 
-        made = tf.cast(tf.gather(made, last), tf.float32)
+        made = tf.cast(tf.gather(made, first), tf.float32)
         strategy.extended.update(self.embedding, take_up, args=(row, made))
-
-    def _class_of(self, row: Any) -> Any:
-        return tf.searchsorted(tf.constant(self._first_rows), row, "right", tf.int64) - 1
 
     def _kinds(self, one: Any, other: Any) -> tuple[Any, Any]:
         """Which rows of `other` are positives, and which negatives, of each of `one`: bool [n of one, n of other]."""
@@ -80,9 +78,9 @@ class Memory:
             return code(one)[:, None] == code(other)[None, :]
 
         def of(name: str) -> Any:
-            return lambda row: tf.gather(tf.constant(self._codes[name]), row)
+            return lambda row: tf.gather(self._codes[name], row)
 
-        same_label = same(self._class_of)
+        same_label = same(lambda row: _class_of(self._codes["first_rows"].value(), row))
         copy = same(of("content")) if "content" in self._codes else same(lambda row: row)
         negative = ~(same_label | copy)
         if "group" in self._codes:
@@ -91,15 +89,22 @@ class Memory:
 
     def _drawn(self, row: Any) -> Any:
         """int64 [count], different rows."""
-        draw, shuffled = tf.stack([self.seed, tf.reduce_sum(row)]), tf.random.experimental.index_shuffle
-        own = tf.sort(tf.unique(self._class_of(row))[0])
-        first, end = (tf.gather(tf.constant(self._first_rows), own + k) for k in (0, 1))
-        number = tf.ragged.range(tf.minimum(end - first, CLASSMATES))  # of each class
-        which, number = number.value_rowids(), number.values
-        classmates = shuffled(number, draw, tf.gather(end - first, which) - 1) + tf.gather(first, which)
+        draw, first_rows = tf.stack([self.seed, tf.reduce_sum(row)]), tf.constant(self._first_rows)
+        own = tf.sort(tf.unique(_class_of(first_rows, row))[0])
+        first = tf.gather(first_rows, own)[:, None]
+        size = tf.gather(first_rows, own + 1)[:, None] - first
+        # Of a class every so many rows, from a random one on: different ones, however small or large it is.
+        start, step = tf.unstack(tf.random.stateless_uniform([2, tf.size(own), 1], draw, 0, 2**62, tf.int64))
+        number = tf.range(CLASSMATES, dtype=tf.int64)
+        step = 1 + step % tf.maximum(size // CLASSMATES, 1)
+        classmates = tf.boolean_mask(first + (start % size + number * step) % size, number < size)
         classmates = tf.sort(classmates[: self.count])
-        last = tf.constant(self.rows - 1, tf.int64)
+        shuffled, last = tf.random.experimental.index_shuffle, tf.constant(self.rows - 1, tf.int64)
         others = shuffled(tf.range(self.count, dtype=tf.int64), draw, last)
         place = tf.minimum(tf.searchsorted(classmates, others), tf.size(classmates) - 1)
         others = others[tf.gather(classmates, place) != others]
         return tf.ensure_shape(tf.concat([classmates, others], axis=0)[: self.count], [self.count])
+
+
+def _class_of(first_rows: Any, row: Any) -> Any:
+    return tf.searchsorted(first_rows, row, "right", tf.int64) - 1

@@ -8,6 +8,7 @@ through a shuffle, and no row through a graph or through the process that starts
 import functools
 import itertools
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,7 +136,7 @@ def _make(
     # While there is a staging directory, a corpus without a manifest is a half one of ours.
     if storage.names(place.corpus) and not place.staging.exists():
         raise InputError(f"{place.corpus} holds files but no corpus.json. Remove it, or use another --run_dir.")
-    staging = Staging(place.staging.absolute())
+    staging = Staging(place.staging.absolute() / uuid.uuid4().hex)  # an older job on an engine may still write into its
     source = open_sources(options, staging.path)
     if place.staging.exists():
         storage.remove(place.corpus)

@@ -1,7 +1,8 @@
 """The keys of all examples: their order, their common shape, which are held out, copies, and where shards are cut.
 
 No payload is here, only its digest and its length. The work is DuckDB's, whose sorts, groups and joins spill to the
-disk: memory has a bound, however many rows there are. A row's number is its `rowid`, for a table keeps the order that
+disk: memory has a bound, however many rows there are, but for what NumPy gets: edges between copies and groups where
+single examples are drawn, and given triplets. A row's number is its `rowid`, for a table keeps the order that
 it was made in. The tables, in the order in which they are made:
 
 rejected                    id, reason

@@ -1,4 +1,4 @@
-"""What lies in a folder beside the corpus while that is made.
+"""What lies in a folder beside the corpus while that is made, below a name of that run of the command alone.
 
 parts.jsonl, parts.npy        the source's parts, and where each one's line begins
 part-N.tfrecord               the examples of a part

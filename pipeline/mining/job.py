@@ -22,6 +22,7 @@ from pipeline.mining.work import Job, Tiling, list_items
 from pipeline.packs.packs import PackOptions
 from pipeline.process import beam
 from pipeline.process.commands import log
+from pipeline.process.engines import ENGINES, runner_of
 from pipeline.process.progress import Stage, live
 from pipeline.triplets.columns import column_blocks
 from pipeline.triplets.draws import row_hashes
@@ -69,7 +70,6 @@ def mine_round(
         round=Round(run_dir.absolute(), round.number), mining=mining, packing=packing, threads=threads, tiling=tiling,
         corpus_fingerprint=corpus.fingerprint, checkpoint_digest=digest, machine=machine_kind(), scan=scan,
     )  # fmt: skip
-    job.scans_on_gpu()  # if one is asked for that is not there: before an hour of embedding
     if packing.packs == "spread" and mining.positives > 1:
         raise InputError(f"packs that are spread take no positives; found {mining.positives}. Leave one of both out.")
     split = corpus.split("train")
@@ -80,8 +80,9 @@ def mine_round(
         )
     if round.manifest.exists():
         return Mined.of(run_dir, _as_asked(job, corpus), already=True)
-    _clear_leftovers(job)
-    job.begin()
+    if packing.packs != "spread" and runner_of(options) not in ENGINES:
+        job.scans_on_gpu()  # if one is asked for that is not there: before an hour of embedding
+    _begin(job)
     anchors = _draw_anchors(job, split)
     if packing.packs != "spread":
         storage.save_array(job.work / "anchors.npy", anchors)
@@ -125,12 +126,13 @@ def _stages(job: Job, split: Split, anchors: int) -> list[Stage]:
     ]
 
 
-def _clear_leftovers(job: Job) -> None:
+def _begin(job: Job) -> None:
     """Removes what an interrupted run left and a new one does not continue with."""
-    storage.remove(job.round.triplets)  # without a manifest these are no triplets
     for name in storage.names(job.work.parent):
         if name != job.work.name:
             storage.remove(job.work.with_name(name))
+    job.begin()  # from here on an older job writes no triplets
+    storage.remove(job.round.triplets)  # without a manifest these are no triplets
 
 
 def _as_asked(job: Job, corpus: Corpus) -> TripletsManifest:

@@ -1,5 +1,6 @@
 """Engines: what they need to be there before a job is handed to one, and an end of the job when we are stopped."""
 
+import contextlib
 import json
 import shutil
 import socket
@@ -21,8 +22,10 @@ STARTED = {  # which option names the file that is started here where there is n
     "FlinkRunner": "flink_job_server_jar", "SparkRunner": "spark_job_server_jar", "PrismRunner": "prism_location",
 }  # fmt: skip
 ENGINES = (*JOB_SERVERS, "DataflowRunner")
+HERE = ("DirectRunner", "FnApiRunner")  # these run on this machine
 ANSWER_SECONDS = 10.0  # in which a job server must accept a connection
 CANCEL_SECONDS = 6.0  # in which a job must have ended: less than a command has after a signal
+ASK_SECONDS = 1.0  # in which Flink must answer
 LOOK_SECONDS = 0.1
 ENDED = ("CANCELED", "FAILED", "FINISHED")  # states of a job on Flink
 
@@ -44,8 +47,8 @@ def check(options: PipelineOptions) -> None:
             socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
         except (OSError, ValueError) as error:
             raise InputError(
-                f"no job server answers at --job_endpoint {endpoint}: {error}. Start it (`make engine-flink` starts "
-                f"one here, with a Flink), or mend the option; see docs/engines.md."
+                f"no job server answers at --job_endpoint {endpoint}: {error}. Start it (`make engine-flink`, "
+                f"engine-spark or engine-prism starts one here), or mend the option; see docs/engines.md."
             ) from None
     elif runner == "PortableRunner":
         raise InputError("--runner=PortableRunner needs --job_endpoint HOST:PORT of a job server: docs/engines.md")
@@ -62,7 +65,10 @@ def check(options: PipelineOptions) -> None:
 
 
 def runner_of(options: PipelineOptions) -> str:
-    return str(options.get_all_options()["runner"]).rpartition(".")[2]
+    """By its full name: to Beam `flink` and `FLINKRUNNER` are FlinkRunner."""
+    given = str(options.get_all_options()["runner"]).rpartition(".")[2]
+    short = given.lower().removesuffix("runner")
+    return next((name for name in (*ENGINES, *HERE) if name.lower() == f"{short}runner"), given)
 
 
 def _way_out(runner: str) -> str:
@@ -107,26 +113,28 @@ class Engine:
           result: Beam's; None while the job is handed over.
         """
         ended = False
-        if self.master:
-            ended = self._cancel_on_flink()
-        elif result is not None:
-            result.cancel()
-            may_be_flink = self.runner in ("PortableRunner", "FlinkRunner")
-            ended = not may_be_flink and _soon(lambda: PipelineState.is_terminal(result.state))
-        if not ended:
-            log.warning("the job %s may still run on the engine: look there, and cancel it", self.job)
+        try:
+            if self.master:
+                ended = self._cancel_on_flink()
+            elif result is not None:
+                result.cancel()
+                may_be_flink = self.runner in ("PortableRunner", "FlinkRunner")
+                ended = not may_be_flink and _soon(lambda: PipelineState.is_terminal(result.state))
+        finally:  # whatever a job server raises
+            if not ended:
+                log.warning("the job %s may still run on the engine: look there, and cancel it", self.job)
 
     def _cancel_on_flink(self) -> bool:
         """By https://nightlies.apache.org/flink/flink-docs-stable/docs/ops/rest_api/. Returns whether it has ended."""
         asked = set[str]()
 
         def ended() -> bool:
-            with urllib.request.urlopen(f"{self.master}/jobs/overview", timeout=CANCEL_SECONDS) as answer:
+            with urllib.request.urlopen(f"{self.master}/jobs/overview", timeout=ASK_SECONDS) as answer:
                 jobs = [job for job in json.load(answer)["jobs"] if job["name"] == self.job]
             running = {job["jid"] for job in jobs if job["state"] not in ENDED}
             for job in running - asked:
                 request = urllib.request.Request(f"{self.master}/jobs/{job}?mode=cancel", method="PATCH")
-                urllib.request.urlopen(request, timeout=CANCEL_SECONDS).close()
+                urllib.request.urlopen(request, timeout=ASK_SECONDS).close()
             asked.update(running)
             return bool(asked) and not running  # a job that is handed over just now may not be there yet
 
@@ -136,8 +144,9 @@ class Engine:
 def _soon(ended: Callable[[], bool]) -> bool:
     """Whether it was so before CANCEL_SECONDS were over."""
     deadline = time.monotonic() + CANCEL_SECONDS
-    while not ended():
-        if time.monotonic() > deadline:
-            return False
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):  # it did not answer in time
+            if ended():
+                return True
         time.sleep(LOOK_SECONDS)
-    return True
+    return False

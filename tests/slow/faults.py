@@ -93,7 +93,7 @@ def steps(source: str, recipe: Path) -> dict[str, Step]:
     return {
         "ingest": Step(
             call=["-m", "pipeline.ingest", "--source", source, *shares],
-            stages={"ingest": "corpus.new"},
+            stages={"ingest": "corpus.new/*"},
         ),
         "warmup": Step(call=["-c", OFTEN, "warmup"], stages={"warm-up": "rounds/0000/train"}),
         "mine": Step(

@@ -92,7 +92,7 @@ def test_too_much_that_is_rejected_is_refused_and_what_is_rejected_is_listed(tmp
     source, run = f"csv:{tmp_path / 't.csv'}", Run(tmp_path / "run")
     with pytest.raises(InputError, match=r"2 examples of 12 are rejected, 16.7%, --max_rejected is 10.0%.*: t.csv:00"):
         make(run.path, source, **NO_HOLD_OUT)
-    assert not run.corpus.exists() and len(lines(run.staging / "rejected.jsonl")) == 2
+    assert not run.corpus.exists() and len(lines(*run.staging.rglob("rejected.jsonl"))) == 2
     made = make(run.path, source, max_rejected=0.2, **NO_HOLD_OUT)
     assert made.rejected == 2 and f"2 rejected, with reasons in {run.rejected}" in str(made)
     assert lines(run.rejected) == [

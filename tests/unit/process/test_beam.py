@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import GoogleCloudOptions, StandardOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.runners import PipelineRunner
 
 from pipeline.errors import InputError, WrongOption
@@ -125,6 +125,18 @@ def test_a_job_on_flink_is_cancelled_there_and_waited_for(flink, caplog):
     Engine.of(beam_options(given, Options())).cancel(None)
     assert flink.asked == ["/jobs/id-ours?mode=cancel"]
     assert flink.jobs == {"another's": "RUNNING", "ours": "CANCELED"} and not caplog.text
+
+
+def test_a_flink_that_does_not_answer_is_no_reason_to_be_silent(caplog):
+    caplog.set_level("WARNING", "triplet-miner")
+    Engine(runner="PortableRunner", job="a-job", master="http://127.0.0.1:1").cancel(None)
+    assert "the job a-job may still run on the engine" in caplog.text
+
+
+@pytest.mark.parametrize("given", ["flink", "FlinkRunner", "FLINKRUNNER", "apache_beam.runners.FlinkRunner"])
+def test_a_runner_has_the_names_that_beam_gives_it(given):
+    options = PipelineOptions([f"--runner={given}"])
+    assert Engine.of(options).runner == "FlinkRunner"
 
 
 class Cancelled:

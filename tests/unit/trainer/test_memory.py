@@ -110,10 +110,10 @@ def test_batches_come_with_what_they_are_compared_with_and_a_step_renews_it(smal
     np.testing.assert_array_equal(memory.embedding, np.where(renewed[:, None], -mined, mined))
 
 
-def test_of_a_row_that_a_batch_has_twice_the_last_embedding_counts():
+def test_of_a_row_that_a_batch_has_twice_the_first_embedding_counts():
     memory, rows = memory_of(np.repeat(np.arange(3), 4)), tf.constant([2, 7, 2], tf.int64)
     memory.renew(tf.distribute.get_strategy(), {"row": rows}, tf.constant([[50.0, 50], [60, 60], [70, 70]]))
-    assert memory.embedding[:, 0].numpy().tolist() == [0, 1, 70, 3, 4, 5, 6, 60, 8, 9, 10, 11]
+    assert memory.embedding[:, 0].numpy().tolist() == [0, 1, 50, 3, 4, 5, 6, 60, 8, 9, 10, 11]
 
 
 def test_embeddings_that_are_gone_or_altered_are_named(small_mined, tmp_path):
