@@ -67,11 +67,14 @@ def mine(source: Path, options: list[str], workers: int = 1) -> Measured:
         if process.returncode:
             sys.exit((run / "log").read_text())
         return Measured(
-            rate={s: (len(at) - 1 - workers) / (at[-1] - at[workers]) for s, at in seen.items() if at[workers:-1]},
+            rate={
+                stage: (len(at) - 1 - workers) / (at[-1] - at[workers]) for stage, at in seen.items()
+                if at[workers:-1] and at[-1] > at[workers]  # in a small run all files may come at once
+            },
             started=seen["embed"][min(workers, len(seen["embed"]) - 1)] - began,
             seconds=seconds,
             digest=manifests.read(round.manifest, TripletsManifest).triplet_digest,
-        )
+        )  # fmt: skip
 
 
 def costs(run: Path, kind: str, state: Path) -> list[Row]:

@@ -43,7 +43,7 @@ from trainer.step import Step, strategy_for
 SIDE, CLASSES = 224, 16
 MEMORY = (1_000_000, 128, 10_000)  # rows, dimensions, how many a batch is compared with
 GPU = bool(tf.config.list_physical_devices("GPU"))
-IMAGES, BATCH_ROWS, REPEAT = (4096, 128, 3) if GPU else (BATCH, 16, 1)
+IMAGES, BATCH_ROWS, REPEAT = (4096, 128, 3) if GPU else (3 * BATCH, 16, 1)
 
 
 def efficientnet(input_shape: tuple[int, ...]) -> keras.Model:
