@@ -88,7 +88,6 @@ def run(cell: Cell, corpus: Path) -> Found:
         run_dir = Path(scratch, "run")
         shutil.copytree(corpus, run_dir, copy_function=os.link)
         rows = Corpus.open(run_dir).split("train").rows
-        rows = Corpus.open(run_dir).split("train").rows
         trained = in_batch if isinstance(arm, InBatch) else mined
         passes, forwarded, number = trained(arm, run_dir, cell, cell.budget * rows)  # type: ignore[operator]
         measures = evaluated(run_dir, number, cell.on)

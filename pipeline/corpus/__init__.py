@@ -6,5 +6,6 @@ sources/  one file a kind of source
 keys      the order of rows, which are held out, copies and groups
 staging   what lies beside a corpus while it is made
 manifest  corpus.json
-ingest    the Beam job that makes a corpus of a source, or compares the two
+ingest    makes a corpus of a source, or compares the two
+passes    the Beam jobs of that
 """

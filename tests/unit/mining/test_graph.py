@@ -22,7 +22,8 @@ from pipeline.files.manifests import Shard
 from pipeline.mining import graph
 from pipeline.mining.options import MiningOptions
 from pipeline.mining.work import Job
-from pipeline.packs.packs import PackOptions
+from pipeline.packs.packs import PackOptions, Packs
+from pipeline.triplets.rows import Triplets
 
 DATAFLOW_LIMIT = 10 << 20  # bytes of a job's graph
 PAR_DO = common_urns.primitives.PAR_DO.urn
@@ -107,16 +108,21 @@ def test_the_manifest_is_the_same_whatever_order_shards_come_in_and_if_it_is_wri
     assert found.skipped["corpus"] == {"anchors_without_positive": 1} and found.guarded["corpus"] == 2
 
 
-def test_a_job_that_goes_on_after_another_has_begun_commits_nothing(tmp_path):
+def test_a_job_that_goes_on_after_another_has_begun_writes_and_commits_nothing(tmp_path):
     """As on an engine that does not cancel it."""
     write_corpus(tmp_path, ["a", "a", "b"], np.eye(3, dtype=np.float32))
     write_embeddings(tmp_path, np.eye(3, dtype=np.float32))
     old, new = job_of(tmp_path, "triplets"), job_of(tmp_path, "triplets")
     old.begin()
     new.begin()
-    with pytest.raises(InputError, match="another run of pipeline.mine went on with .*rounds/0000: this job ends"):
-        graph.commit([entry(0)], Counter(pairs=3), old)
-    assert not old.round.manifest.exists()
+    step, ends = graph.steps.WriteShard(old), "another run of pipeline.mine went on with .*rounds/0000: this job ends"
+    step.setup()
+    none = np.empty(0, np.int64)
+    packs = Packs(shard=0, rows=none, starts=none, triplets=Triplets.none(), triplet_starts=none)
+    for act in (lambda: list(step.process(packs)), lambda: graph.commit([entry(0)], Counter(pairs=3), old)):
+        with pytest.raises(InputError, match=ends):
+            act()
+    assert not old.round.triplets.exists()
     graph.commit([entry(0)], Counter(pairs=3), new)
     assert new.round.manifest.exists()
 

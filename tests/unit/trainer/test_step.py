@@ -102,7 +102,9 @@ def test_a_step_renews_the_memory_of_its_rows():
 def test_half_precision_learns_what_single_precision_does():
     """By the model's own policy: sums are taken in float32, and the loss is scaled in float16."""
     expected, values, _ = moved(network(), [batch()])
-    for policy in ("mixed_float16", "mixed_bfloat16"):
+    for policy, scales in (("mixed_float16", True), ("mixed_bfloat16", False)):
+        optimizer = scaled_for(network(policy), keras.optimizers.SGD())
+        assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer) == scales
         found, halved, _ = moved(network(policy), [batch()], tries=20)  # the loss' scale is halved until it fits
         for one, other in zip(expected, found, strict=True):
             assert np.linalg.norm(one - other) < 0.03 * np.linalg.norm(one), policy
