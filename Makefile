@@ -161,7 +161,7 @@ bench-engines: $(ENGINES) $(FASHION_MNIST) ## Flink and Spark against one proces
 	@[ -e "$(OMNIGLOT)" ] || { echo "set OMNIGLOT to images_background_small1.zip of github.com/brendenlake/omniglot"; exit 1; }
 	@$(PY) -m benchmarks.engines --omniglot "$(OMNIGLOT)" --fashion_mnist "$(FASHION_MNIST)" $(ARGS)
 
-bench-gpu: .venv/installed ## the exact scan on a GPU, proved, then timed; training and embedding; on a CPU smaller (18 minutes)
+bench-gpu: .venv/installed ## the exact scan on a GPU, proved, then timed; training and embedding; on a CPU smaller (6 minutes)
 	@$(PY) -m benchmarks.gpu $(ARGS); scan=$$?; $(PY) -m benchmarks.gpu_trainer && exit $$scan
 
 bench-house: .venv/installed ## how large the code is, and where it reaches into other packages
