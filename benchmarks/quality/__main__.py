@@ -41,16 +41,19 @@ def cells_of(name: str, arms: Sequence[str], budgets: Sequence[float], splits: S
     return found
 
 
-def fill(names: Sequence[str], arms: Sequence[str], sources: Sources, workers: int) -> None:
+def fill(
+    names: Sequence[str], arms: Sequence[str], budgets: Sequence[float], sources: Sources, workers: int
+) -> None:
     """Runs all that is not stored yet: tuning first, then what is reported, the smaller budget first."""
     while wanted := [cell for name in names for arm in arms for cell in tuning.settle(name, arm, stored(name))[1]]:
         work(list({cell.key(): cell for cell in wanted}.values()), sources, workers)
-    for budget in BUDGETS:
+    for budget in budgets:
         work(missing(cell for name in names for cell in cells_of(name, arms, [budget], SPLITS)), sources, workers)
 
 
 def work(cells: Sequence[Cell], sources: Sources, workers: int) -> None:
-    for found in run_all([(cell, corpus(cell.corpus, sources, FOLDER, cell.split)) for cell in cells], workers):
+    where = [corpus(cell.corpus, sources, FOLDER, cell.split, cell.share) for cell in cells]
+    for found in run_all(list(zip(cells, where, strict=True)), workers):
         say(found)
         keep(found)
 
@@ -89,6 +92,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="run all that is not stored yet")
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA), help="of --full")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="of --full")
+    parser.add_argument("--budgets", nargs="+", type=float, choices=BUDGETS, default=list(BUDGETS), help="of --full")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cells at a time")
     arguments = parser.parse_args()
     sources = Sources(
@@ -96,7 +100,7 @@ def main() -> int:
         fonts=arguments.fonts,
     )  # fmt: skip
     if arguments.full:
-        fill(arguments.corpora, arguments.arms, sources, arguments.workers)
+        fill(arguments.corpora, arguments.arms, arguments.budgets, sources, arguments.workers)
         rows = []
     else:
         rows = again(sources, arguments.workers)

@@ -40,6 +40,7 @@ CODE = ("pipeline", "trainer", "benchmarks/quality")
 class Cell:
     """corpus, arm: their keys. budget: passes over the train split, in cost. split: seed of the classes' split, of
     weights and batches. warmup: settings of a mined arm's in-batch part. on: which held-out classes it is measured on.
+    share: of the corpus' classes.
     """
 
     corpus: str
@@ -49,6 +50,7 @@ class Cell:
     settings: Settings
     warmup: Settings | None = None
     on: Literal["validation", "eval"] = "eval"
+    share: float = 1.0
 
     def key(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

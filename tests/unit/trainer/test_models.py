@@ -41,6 +41,22 @@ def test_a_vocabulary_that_is_there_stays():
     assert model.layers[1].get_vocabulary() == ["", "[UNK]", "three", "four"]
 
 
+@pytest.mark.parametrize("options", [
+    {"output_mode": "tf_idf", "max_tokens": 20, "pad_to_max_tokens": True}, {"output_mode": "int", "max_tokens": 5},
+])  # fmt: skip
+def test_a_vocabulary_is_what_keras_would_adapt(options):
+    def layer_of(adapt):
+        layer = keras.layers.TextVectorization(split="character", ngrams=(1, 2), **options)
+        inputs = keras.Input((), dtype="string")
+        return adapt(keras.Model(inputs, layer(inputs))).layers[1]
+
+    texts = tf.data.Dataset.from_tensor_slices(["one two", "two", "", "a\u2028b", "bb"]).batch(2)
+    found = layer_of(lambda model: models.with_vocabulary(model, texts))
+    adapted = layer_of(lambda model: [model.layers[1].adapt(texts), model][1])
+    assert found.get_vocabulary() == adapted.get_vocabulary()
+    np.testing.assert_array_equal(found(["two bb", "zz"]), adapted(["two bb", "zz"]))
+
+
 def test_the_digest_covers_vocabularies_and_their_weights():
     """They are no variables, and Keras leaves them out of the config when a layer was adapted."""
 
