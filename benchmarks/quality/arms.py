@@ -65,7 +65,7 @@ class Mined(Arm):
 
 
 MARGINS = (1.0, 0.5, 0.2)
-TEMPERATURES = (0.07, 0.05, 0.1)
+TEMPERATURES = (0.07, 0.05, 0.1, 0.15, 0.2)
 OPPONENTS = {
     "semi-hard": InBatch(
         name="in-batch, semi-hard triplets", fixed={"loss": "semi-hard"},
