@@ -266,7 +266,7 @@ class Training:
                 self.memory = Memory(store, options.memory_rows, manifest.mining.seed)
         self.step = Step(
             network.model, optimizer, options.loss, manifest.mining.margin, strategy, self.batches(0).element_spec,
-            options.layer_rates, self.memory,
+            options.layer_rates, self.memory, options.temperature,
         )  # fmt: skip
         digests = [manifest.triplet_digest, manifest.checkpoint_digest]
         shaped_by = [*digests, options, schedule, self.replicas, network.extras]

@@ -11,8 +11,7 @@ import keras
 from keras import ops
 
 from pipeline.errors import InputError
-
-MEMORY_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
+from trainer.options import MEMORY_TEMPERATURE
 
 
 def triplet_distances(embeddings: Any, triplets: Any) -> tuple[Any, Any]:

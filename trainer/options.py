@@ -8,6 +8,7 @@ import tyro
 from pipeline.errors import InputError
 from pipeline.process.options import from_text
 
+MEMORY_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
 Rates = tuple[tuple[str, float], ...]
 
 
@@ -57,7 +58,7 @@ class WarmupOptions:
     """triplets with each pair's nearest negative beyond the positive, or with a row's hardest; or a softmax"""
     margin: float = 0.2
     """of the in-batch triplets"""
-    temperature: float = 0.07
+    temperature: float = MEMORY_TEMPERATURE
     """of n-pair: of cosines"""
     memory_rows: int = 0
     """embeddings of past batches that each image is also compared with (cross-batch memory)"""
@@ -100,13 +101,15 @@ class TrainOptions:
     """layers that learn at another rate, as backbone:0.1"""
     memory_rows: int = 0
     """mined embeddings that each image is also compared with"""
+    temperature: float = MEMORY_TEMPERATURE
+    """of that comparison: of cosines"""
     min_active: float = 0.0
     """end when a smaller share of the triplets is active"""
     seed: int = 0
     """of the batches"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_rows", "learning_rate"):
+        for name in ("epochs", "batch_rows", "learning_rate", "temperature"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0; found {getattr(self, name)}")
         if any(factor < 0 for _, factor in self.layer_rates):

@@ -12,7 +12,7 @@ from pipeline.embedding.network import layers_of
 from pipeline.errors import InputError
 from trainer import losses
 from trainer.memory import Memory
-from trainer.options import Rates
+from trainer.options import MEMORY_TEMPERATURE, Rates
 
 SUMS = ("loss", "active", "d_ap", "d_an", "memory_loss")
 
@@ -39,7 +39,7 @@ class Step:
 
     def __init__(
         self, model: keras.Model, optimizer: Any, loss: str, margin: float, strategy: Any, spec: Any,
-        layer_rates: Rates = (), memory: Memory | None = None,
+        layer_rates: Rates = (), memory: Memory | None = None, temperature: float = MEMORY_TEMPERATURE,
     ):  # fmt: skip
         self._strategy = strategy
         rates = _rates(model, layer_rates)
@@ -54,7 +54,9 @@ class Step:
                 d_ap, d_an = losses.triplet_distances(embeddings, batch["triplets"])
                 each = loss_of.of_distances(d_ap, d_an)
                 value = losses.mean_or_zero(each, tf.ones_like(each)) * share[0]
-                of_memory = losses.memory_loss(embeddings, *memory.compared(batch)) * share[1] if memory else 0.0
+                of_memory = 0.0
+                if memory:
+                    of_memory = losses.memory_loss(embeddings, *memory.compared(batch), temperature) * share[1]
                 scaled = optimizer.scale_loss(value + of_memory)  # by 1 but in float16
             gradients = tape.gradient(scaled, model.trainable_variables)
             before = [variable + 0 for variable, _ in rates]

@@ -39,7 +39,8 @@ class InBatch(Arm):
 
 @dataclass(frozen=True, kw_only=True)
 class Mined(Arm):
-    """Settings: learning_rate and memory_rows of training, margin of mining, rounds, warmup (its share of the passes).
+    """Settings: learning_rate, memory_rows and temperature of training, margin of mining, rounds, warmup (its share of
+    the passes).
 
     The warm-up has the settings that in-batch training does best with. control: the packs are replaced by as many rows
     that no embedding has a part in: `random`, of randomly drawn classes; `even`, every row once in random company.
@@ -60,8 +61,8 @@ class Mined(Arm):
         return MiningOptions(margin=settings["margin"], anchors=anchors, seed=seed), self.recipe.packing
 
     def training(self, settings: Settings, epochs: int, seed: int) -> TrainOptions:
-        memory, rate = settings.get("memory_rows", 0), settings["learning_rate"]
-        return TrainOptions(epochs=epochs, learning_rate=rate, memory_rows=memory, seed=seed)
+        given = {name: settings[name] for name in ("learning_rate", "memory_rows", "temperature") if name in settings}
+        return TrainOptions(epochs=epochs, seed=seed, **given)
 
 
 MARGINS = (1.0, 0.5, 0.2)
@@ -100,8 +101,8 @@ OPPONENTS = {
 }  # fmt: skip
 OURS = {
     "packs": Mined(
-        name="mined packs with memory", fixed={"margin": 1.0},
-        grid={"warmup": (0.5, 0.25, 0.7), "rounds": (1, 2), "memory_rows": (10_000, 2_000)},
+        name="mined packs with memory", fixed={"margin": 1.0, "memory_rows": 10_000},
+        grid={"warmup": (0.5, 0.25, 0.7), "rounds": (1, 2), "temperature": (0.07, 0.15)},
     ),
     "plain": Mined(
         name="mined packs, the plain triplet loss", fixed={"rounds": 1}, recipe=Recipe(), rows_an_anchor=8,

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.quality import tuning
 from benchmarks.quality.arms import ARMS, OPPONENTS
 from benchmarks.quality.cells import Found
 from benchmarks.quality.corpora import CORPORA
@@ -16,8 +17,14 @@ Stored = Mapping[str, Found]
 
 
 def reported(kept: Stored, arm: str, budget: float) -> list[Found]:
-    """An arm's cells of the splits that are reported, by split."""
-    found = [one for one in kept.values() if (one.cell.arm, one.cell.budget, one.cell.on) == (arm, budget, "eval")]
+    """An arm's cells of the splits that are reported, by split, with the settings that were chosen: a longer grid may
+    have left others behind."""
+    chosen = {one.cell.corpus: tuning.settle(one.cell.corpus, arm, kept)[0] for one in kept.values()}
+    found = [
+        one for one in kept.values()
+        if (one.cell.arm, one.cell.budget, one.cell.on) == (arm, budget, "eval")
+        and one.cell.settings == chosen[one.cell.corpus]
+    ]  # fmt: skip
     return sorted(found, key=lambda one: one.cell.split)
 
 

@@ -18,7 +18,7 @@ from trainer.recipe import read_recipe
         (WarmupOptions, {"temperature": 0.0}), (WarmupOptions, {"memory_rows": 127}),
         (WarmupOptions, {"memory_start": 1.0}),
         (TrainOptions, {"epochs": 0}), (TrainOptions, {"batch_rows": 0}), (TrainOptions, {"learning_rate": 0.0}),
-        (TrainOptions, {"memory_rows": -1}), (TrainOptions, {"min_active": 1.0}),
+        (TrainOptions, {"temperature": 0.0}), (TrainOptions, {"memory_rows": -1}), (TrainOptions, {"min_active": 1.0}),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_named(kind, wrong):

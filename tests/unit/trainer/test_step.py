@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.triplets.rows import Block
+from trainer import losses
 from trainer.memory import Memory
 from trainer.step import SUMS, Step, scaled_for
 
@@ -42,7 +43,7 @@ def memory_of(most):
     return Memory(SimpleNamespace(split=split, block=lambda rows: Block(row=rows, embedding=vectors[rows])), most, 0)
 
 
-def moved(model, batches, strategy=None, most=0, tries=1):
+def moved(model, batches, strategy=None, most=0, tries=1, **settings):
     """The change of every variable by one step of plain gradient descent, what the step returns, and the memory of at
     most so many rows after it."""
     before = [variable.numpy() for variable in model.variables]
@@ -54,7 +55,7 @@ def moved(model, batches, strategy=None, most=0, tries=1):
     if memory:
         batches = [given | memory.of_batch(given["row"]) for given in batches]
     spec = {name: tf.TensorSpec([None, *value.shape[1:]], value.dtype) for name, value in batches[0].items()}
-    step = Step(model, optimizer, "triplet", 0.2, strategy, spec, memory=memory)
+    step = Step(model, optimizer, "triplet", 0.2, strategy, spec, memory=memory, **settings)
     for _ in range(tries):
         values = dict(zip(SUMS, step(batches).numpy().tolist(), strict=True))
         changes = [variable.numpy() - old for variable, old in zip(model.variables, before, strict=True)]
@@ -88,6 +89,14 @@ def test_the_memory_adds_its_loss_and_a_batch_without_triplets_learns_from_it(mo
     assert without["memory_loss"] == 0 < values["memory_loss"] and of_memory["loss"] == 0 < of_memory["memory_loss"]
     assert any(np.abs(one - other).max() > 1e-3 for one, other in zip(plain, both, strict=True))
     assert np.abs(alone[0]).max() > 0
+
+
+def test_the_memory_is_compared_with_at_the_temperature_that_is_given():
+    model, given = network(), batch(triplets=0)
+    embeddings, memory = model(given["inputs"], training=True), memory_of(200)
+    compared = memory.compared(given | memory.of_batch(given["row"]))
+    _, values, _ = moved(model, [given], most=200, temperature=0.5)
+    np.testing.assert_allclose(values["memory_loss"], losses.memory_loss(embeddings, *compared, 0.5), rtol=1e-5)
 
 
 def test_a_step_renews_the_memory_of_its_rows():
