@@ -83,6 +83,7 @@ def draw(every: Mapping[str, Stored], budgets: Sequence[float]) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="passes over the corpus, mining's counted", ylabel="MAP@R over the best opponent", xscale="log")
     axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+    axes.set_xticks([], minor=True)
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(PICTURE)
