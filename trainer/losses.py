@@ -233,7 +233,22 @@ def npair_loss(
     return _tuplet_loss(similarity / temperature, positive, negative)
 
 
-IN_BATCH = {"semi-hard": triplet_semihard_loss, "batch-hard": triplet_hard_loss, "n-pair": npair_loss}
+def semihard_npair_loss(
+    labels: Any, embeddings: Any, margin: float = 1.0, temperature: float = MEMORY_TEMPERATURE, memory: Any = None,
+    memory_labels: Any = None,
+) -> Any:  # fmt: skip
+    """The sum of `triplet_semihard_loss` and `npair_loss`."""
+    further = {"memory": memory, "memory_labels": memory_labels}
+    triplets = triplet_semihard_loss(labels, embeddings, margin, **further)
+    return triplets + npair_loss(labels, embeddings, temperature, **further)
+
+
+IN_BATCH = {  # with the options that it takes
+    "semi-hard": (triplet_semihard_loss, ("margin",)),
+    "batch-hard": (triplet_hard_loss, ("margin",)),
+    "n-pair": (npair_loss, ("temperature",)),
+    "semi-hard+n-pair": (semihard_npair_loss, ("margin", "temperature")),
+}
 
 
 def _compared(labels: Any, embeddings: Any, memory: Any, memory_labels: Any) -> tuple[Any, Any, Any]:

@@ -54,8 +54,8 @@ class WarmupOptions:
     """of batch_rows images (as many as --epochs over the train split have)"""
     epochs: int = 1
     """passes over the train split"""
-    loss: Literal["semi-hard", "batch-hard", "n-pair"] = "semi-hard"
-    """triplets with each pair's nearest negative beyond the positive, or with a row's hardest; or a softmax"""
+    loss: Literal["semi-hard", "batch-hard", "n-pair", "semi-hard+n-pair"] = "semi-hard"
+    """triplets with each pair's nearest negative beyond the positive, or with a row's hardest; a softmax; a sum"""
     margin: float = 0.2
     """of the in-batch triplets"""
     temperature: float = MEMORY_TEMPERATURE

@@ -78,8 +78,8 @@ class Stepper:
     """Updates the model from one batch; with a memory, fills it from `memory_start` on and compares with it."""
 
     def __init__(self, model: keras.Model, optimizer: Any, options: WarmupOptions, past: PastRows | None, spec: Any):
-        loss_of = losses.IN_BATCH[options.loss]
-        of_loss = {"temperature": options.temperature} if options.loss == "n-pair" else {"margin": options.margin}
+        loss_of, names = losses.IN_BATCH[options.loss]
+        of_loss = {name: getattr(options, name) for name in names}
 
         # One trace for every batch: a trace for one shape may round otherwise, and a resumed run would differ.
         def traced(past: PastRows | None) -> Any:

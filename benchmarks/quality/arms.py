@@ -84,6 +84,10 @@ OPPONENTS = {
         name="in-batch, N-pair", fixed={"loss": "n-pair"},
         grid={"temperature": TEMPERATURES, "batch_rows": (128, 256, 64)},
     ),
+    "both": InBatch(
+        name="in-batch, semi-hard triplets and N-pair", fixed={"loss": "semi-hard+n-pair"},
+        grid={"temperature": TEMPERATURES, "margin": MARGINS, "batch_rows": (128, 256, 64)},
+    ),
     "xbm-triplet": InBatch(
         name="cross-batch memory, triplets", fixed={},
         grid={
@@ -102,7 +106,7 @@ OPPONENTS = {
 OURS = {
     "packs": Mined(
         name="mined packs with memory", fixed={"margin": 1.0, "memory_rows": 10_000},
-        grid={"warmup": (0.5, 0.25, 0.7), "rounds": (1, 2), "temperature": (0.07, 0.15)},
+        grid={"warmup": (0.5, 0.25, 0.0), "rounds": (1, 2), "temperature": (0.07, 0.15)},
     ),
     "plain": Mined(
         name="mined packs, the plain triplet loss", fixed={"rounds": 1}, recipe=Recipe(), rows_an_anchor=8,

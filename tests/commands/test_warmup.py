@@ -58,7 +58,7 @@ def test_stopped_and_started_again_it_ends_at_the_same_weights(small_run, tmp_pa
     assert outcome(small_run) == outcome(whole) and not unfinished.exists()
 
 
-@pytest.mark.parametrize("loss", ["semi-hard", "batch-hard", "n-pair"])
+@pytest.mark.parametrize("loss", ["semi-hard", "batch-hard", "n-pair", "semi-hard+n-pair"])
 def test_with_a_memory_it_learns_otherwise_and_goes_on_where_it_was(small_run, tmp_path, loss):
     """Stopped before the memory is used, and after."""
     options = WarmupOptions(steps=6, loss=loss, memory_rows=200, memory_start=0.4)

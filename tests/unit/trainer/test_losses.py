@@ -122,6 +122,8 @@ def test_semihard_loss_equals_loops(classes, margin):
 
 def in_batch_by_loops(name, label, embeddings, of_memory, memory, margin=0.3, temperature=0.1):
     """In float64, a row at a time; of_memory: -1 is an empty place."""
+    if "+" in name:
+        return sum(in_batch_by_loops(one, label, embeddings, of_memory, memory) for one in name.split("+"))
     every, labels = np.concatenate([embeddings, memory]).astype(float), np.concatenate([label, of_memory])
     found = []
     for a in range(len(label)):
@@ -146,14 +148,15 @@ def test_in_batch_losses_equal_loops_with_a_memory_too(name, places):
     rng = np.random.default_rng(5)
     label, embeddings = rng.integers(0, 6, 24), unit(rng, 24, 4)
     of_memory, memory = rng.integers(-1, 8, places), unit(rng, 50, 4)[:places]
-    options = {"temperature": 0.1} if name == "n-pair" else {"margin": 0.3}
+    loss_of, takes = losses.IN_BATCH[name]
+    options = {option: {"temperature": 0.1, "margin": 0.3}[option] for option in takes}
     x = tf.Variable(embeddings)
     with tf.GradientTape() as tape:
         further = {"memory": tf.constant(memory), "memory_labels": tf.constant(of_memory)} if places else {}
-        loss = losses.IN_BATCH[name](tf.constant(label), x, **options, **further)
+        loss = loss_of(tf.constant(label), x, **options, **further)
     assert abs(float(loss) - in_batch_by_loops(name, label, embeddings, of_memory, memory)) < 1e-5
     assert np.isfinite(tape.gradient(loss, x).numpy()).all()
-    alone = losses.IN_BATCH[name](tf.constant([0, 0, 0]), x[:3], **options)  # no negative at all
+    alone = loss_of(tf.constant([0, 0, 0]), x[:3], **options)  # no negative at all
     assert float(alone) == 0
 
 
