@@ -25,8 +25,11 @@ from benchmarks.runs import IN_PROCESS
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import load_network
+from pipeline.embedding.store import EmbeddingStore
 from pipeline.files.layout import Run
 from pipeline.mining.job import mine
+from pipeline.mining.manifest import open_triplets
+from pipeline.reporting.advice import Signals, signals
 from trainer.loop import train_newest
 from trainer.measures.retrieval import queries_of, retrieval
 from trainer.warming import warm_up
@@ -59,7 +62,8 @@ class Cell:
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What came of a cell. passes: trained; forwarded: rows that mining embedded; cost: passes and a third of these.
-    seconds: of all work; cpu_seconds: of all threads; peak_mb: memory. code: digest of what ran.
+    seconds: of all work; cpu_seconds: of all threads; peak_mb: memory. code: digest of what ran. signals: what the
+    embeddings said when they were mined for the first time.
     """
 
     cell: Cell
@@ -74,6 +78,7 @@ class Found:
     code: str
     date: str
     machine: str
+    signals: Signals | None = None
 
 
 def code() -> str:
@@ -92,13 +97,14 @@ def run(cell: Cell, corpus: Path) -> Found:
         rows = Corpus.open(run_dir).split("train").rows
         trained = in_batch if isinstance(arm, InBatch) else mined
         passes, forwarded, number = trained(arm, run_dir, cell, cell.budget * rows)  # type: ignore[operator]
+        said = None if isinstance(arm, InBatch) else signals_of(run_dir)
         measures = evaluated(run_dir, number, cell.on)
     used = resource.getrusage(resource.RUSAGE_SELF)
     return Found(
         cell=cell, map_at_r=measures["map_at_r"], recall_at_1=measures["recall_at_1"], passes=passes,
         forwarded=forwarded, cost=passes + forwarded * FORWARD, seconds=round(time.time() - started, 1),
         cpu_seconds=round(used.ru_utime + used.ru_stime, 1), peak_mb=round(used.ru_maxrss / 1024), code=code(),
-        date=time.strftime("%Y-%m-%d"), machine=platform.machine(),
+        date=time.strftime("%Y-%m-%d"), machine=platform.machine(), signals=said,
     )  # fmt: skip
 
 
@@ -123,6 +129,12 @@ def mined(arm: Mined, run_dir: Path, cell: Cell, budget: float) -> tuple[int, in
         assert metrics
         done += metrics.image_passes
     return done, rows * settings["rounds"], settings["rounds"]
+
+
+def signals_of(run_dir: Path) -> Signals:
+    corpus, round = Corpus.open(run_dir), Run(run_dir).round(0)
+    manifest = open_triplets(round, corpus)
+    return signals(EmbeddingStore(round, corpus, manifest.checkpoint_digest), manifest)
 
 
 def evaluated(run_dir: Path, number: int, on: str) -> dict[str, float]:

@@ -97,7 +97,8 @@ def intents(sources: Sources, scratch: Path, run_dir: Path, seed: int, share: fl
 
 def fashion_mnist(sources: Sources, scratch: Path, run_dir: Path, seed: int, share: float) -> None:
     """Every fifth of the images to train on. Ten classes, of which examples are held out: mining should not pay."""
-    images, labels = (read_idx(sources.fashion_mnist / f"train-{part}-ubyte") for part in ("images-idx3", "labels-idx1"))
+    parts = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+    images, labels = (read_idx(sources.fashion_mnist / part) for part in parts)
     path = scratch / "fashion-mnist.npz"
     np.savez(path, images=images[::5], labels=labels[::5])
     ingest_source(run_dir, f"arrays:{path}", seed=seed, **HELD_OUT)

@@ -12,11 +12,10 @@ NEAR = 3  # of a class, for the distance to it
 LOOKED_AT = 4096  # rows whose nearest others are looked up where packs are spread
 NEIGHBOUR_ROWS = 1 << 18  # among which they are looked up
 QUERIES = 64  # at a time: 64 MB of distances
+Neighbours = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def neighbours(
-    store: EmbeddingStore, rows: np.ndarray, others: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def neighbours(store: EmbeddingStore, rows: np.ndarray, others: bool = False) -> Neighbours:
     """What lies nearest to rows of a split, which ascend. others: of other labels only.
 
     Of a split larger than NEIGHBOUR_ROWS every second (third ...) row is looked at, which keeps the classes' shares.

@@ -1,5 +1,6 @@
 """Which labels look wrong."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from pipeline.corpus.corpus import Split
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.reporting.confusion import count_pairs
-from pipeline.reporting.neighbours import NEAR, neighbours
+from pipeline.reporting.neighbours import NEAR, Neighbours, neighbours
 from pipeline.reporting.sample import Pairs, first_of_each
 
 CANDIDATES = 512  # rows whose neighbours are looked up
@@ -55,27 +56,32 @@ def suspects(pairs: Pairs, split: Split, store: EmbeddingStore | None) -> list[S
             for i in most[:UNCHECKED]
         ]
     negative_of = dict(zip(zip(row.tolist(), of.tolist(), strict=True), anchors.tolist(), strict=True))
-    candidates, size = np.sort(row[most]), np.diff(split.first_rows)
-    labels, found = split.class_of(candidates).tolist(), neighbours(store, candidates)
-    listed = []
-    for candidate, own, rows, distance, d_own in zip(candidates.tolist(), labels, *found, strict=True):
+    candidates = np.sort(row[most])
+    listed = [
+        replace(suspect, anchors=negative_of.get((suspect.row, suspect.looks_like), 0))
+        for suspect in among_others(split, candidates, neighbours(store, candidates))
+    ]
+    return sorted(listed, key=lambda s: (s.d_other / max(s.d_own, 1e-9), -s.anchors, s.row))
+
+
+def among_others(split: Split, rows: np.ndarray, found: Neighbours) -> Iterator[Suspect]:
+    """Those of the rows that lie among another class. found: their `neighbours`."""
+    labels, size = split.class_of(rows).tolist(), np.diff(split.first_rows)
+    for row, own, nearest, distance, d_own in zip(rows.tolist(), labels, *found, strict=True):
         if np.isinf(d_own).any():
             continue
-        rows = rows[: size[own] - 1]
-        around = split.class_of(rows)
+        nearest = nearest[: size[own] - 1]
+        around = split.class_of(nearest)
         counts = np.bincount(around)
         other = int(counts.argmax())
         of_other = np.flatnonzero(around == other)
         d_other = float(distance[of_other[:NEAR]].mean())
-        if other != own and 2 * len(of_other) > len(rows) and d_other < d_own.mean():
-            listed.append(
-                Suspect(
-                    row=candidate, label=own, looks_like=other, anchors=negative_of.get((candidate, other), 0),
-                    neighbours=len(rows), own=int((around == own).sum()), other=len(of_other),
-                    d_own=float(d_own.mean()), d_other=d_other, nearest=int(rows[of_other[0]]),
-                )
+        if other != own and 2 * len(of_other) > len(nearest) and d_other < d_own.mean():
+            yield Suspect(
+                row=row, label=own, looks_like=other, anchors=0, neighbours=len(nearest),
+                own=int((around == own).sum()), other=len(of_other), d_own=float(d_own.mean()), d_other=d_other,
+                nearest=int(nearest[of_other[0]]),
             )  # fmt: skip
-    return sorted(listed, key=lambda s: (s.d_other / max(s.d_own, 1e-9), -s.anchors, s.row))
 
 
 def with_conflicts(listed: list[Suspect], split: Split) -> list[Suspect]:
