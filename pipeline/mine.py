@@ -31,11 +31,12 @@ def main(argv: list[str]) -> int:
     options, rest = parse_with_beam(Options, "pipeline.mine", "Mine the newest checkpoint's round.", argv)
     from pipeline.mining.job import mine
     from pipeline.process.beam import beam_options
+    from pipeline.reporting.advice import advised
 
     given = beam_options(rest, options)
     with lock.hold(options.run_dir, lock.MINER):
         mined = mine(options.run_dir, options.mining, options.packing, given, options.threads, scan=options.scan)
-    commands.show(mined, options.json)
+    commands.show(advised(mined), options.json)
     return 0
 
 

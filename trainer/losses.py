@@ -243,7 +243,7 @@ def semihard_npair_loss(
     return triplets + npair_loss(labels, embeddings, temperature, **further)
 
 
-IN_BATCH = {  # with the options that it takes
+IN_BATCH: dict[str, tuple[Any, tuple[str, ...]]] = {  # with the options that it takes
     "semi-hard": (triplet_semihard_loss, ("margin",)),
     "batch-hard": (triplet_hard_loss, ("margin",)),
     "n-pair": (npair_loss, ("temperature",)),

@@ -55,7 +55,7 @@ class WarmupOptions:
     epochs: int = 1
     """passes over the train split"""
     loss: Literal["semi-hard", "batch-hard", "n-pair", "semi-hard+n-pair"] = "semi-hard"
-    """triplets with each pair's nearest negative beyond the positive, or with a row's hardest; a softmax; a sum"""
+    """semi-hard: the nearest negative beyond each positive; batch-hard: a row's hardest; n-pair: a softmax"""
     margin: float = 0.2
     """of the in-batch triplets"""
     temperature: float = MEMORY_TEMPERATURE

@@ -4,17 +4,24 @@ docs/does-it-pay.md has the measurements; `make bench-quality` judges the bounds
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.store import EmbeddingStore
-from pipeline.mining.manifest import TripletsManifest
+from pipeline.files.layout import Round, Run
+from pipeline.files.storage import location
+from pipeline.mining.manifest import TripletsManifest, read_manifest
+from pipeline.mining.mined import Mined
 from pipeline.reporting.neighbours import neighbours
 from pipeline.reporting.suspects import among_others
 
 LOOKED_AT = 512  # rows
 NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
+MOST_ACTIVE = 0.05
+SUSPECTED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +41,71 @@ class Signals:
     passes: float
 
 
+Answer = Literal["mine", "in-batch is enough", "clean labels first"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """answer: what to expect of mining at this checkpoint."""
+
+    answer: Answer
+    signals: Signals
+
+    @property
+    def why(self) -> str:
+        found = self.signals
+        if self.answer == "clean labels first":
+            return f"{found.suspected:.0%} of rows lie among another class; see suspected-labels.tsv of the report"
+        return f"{found.active:.1%} of random triplets teach"
+
+    def __str__(self) -> str:
+        return f"  {'does mining pay here?':<22}{self.answer}: {self.why} (docs/does-it-pay.md)"
+
+
+def advise(round: Round, corpus: Corpus, manifest: TripletsManifest) -> Advice | None:
+    """For a mined round; None if its embeddings have been removed."""
+    store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
+    if not all(store.path(shard).exists() for shard in range(len(store.split.shards))):
+        return None
+    found = signals(store, manifest)
+    return Advice(answer=answer(found), signals=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advised(Mined):
+    """What the command `mine` says: the round, and what is to be expected of it."""
+
+    advice: Advice | None
+
+    def __str__(self) -> str:
+        *lines, last = super().__str__().splitlines()
+        return "\n".join([*lines, *([str(self.advice)] if self.advice else []), last])
+
+
+def advised(mined: Mined) -> Advised:
+    run_dir = location(mined.run_dir)
+    corpus, round = Corpus.open(run_dir), Run(run_dir).round(mined.round)
+    return Advised(**vars(mined), advice=advise(round, corpus, read_manifest(round, corpus)))
+
+
+def answer(found: Signals, most_active: float = MOST_ACTIVE) -> Answer:
+    if found.suspected > SUSPECTED and found.active <= most_active:  # else it may be the network that errs
+        return "clean labels first"
+    return "mine" if found.active <= most_active else "in-batch is enough"
+
+
 def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:
     split, rng = store.split, np.random.default_rng(manifest.round)
     rows = np.sort(rng.permutation(split.rows)[:LOOKED_AT])
     d_ap, d_an = _random_triplets(store, rows, rng)
-    active, beyond = d_an < d_ap + MARGIN, d_an > d_ap
+    active, count = d_an < d_ap + MARGIN, max(1, d_an.size)
     found = neighbours(store, rows)
     pure = split.class_of(found[0][:, 0]) == split.class_of(rows)
-    classes = min(split.classes, manifest.packing.pack_rows // max(manifest.packing.fill, 1))
+    packing = manifest.packing
+    classes = min(split.classes, 2 if packing.lone else packing.pack_rows // packing.fill)
     return Signals(
-        active=float(active.mean()), semi_hard=float((active & beyond).mean()), pure=float(pure.mean()),
+        active=float(active.sum() / count), semi_hard=float((active & (d_an > d_ap)).sum() / count),
+        pure=float(pure.mean()),
         suspected=sum(1 for _ in among_others(split, rows, found)) / len(rows), classes_met=classes / split.classes,
         passes=manifest.rows / split.rows,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from pipeline.mining.manifest import TripletsManifest
 from pipeline.mining.options import shown as shown_shares
 from pipeline.packs.write import SCOPES
 from pipeline.reporting import charts, confusion, neighbours, sample, suspects
+from pipeline.reporting.advice import advise
 from pipeline.reporting.charts import Chart
 from pipeline.reporting.facts import RoundFacts, facts_of
 from pipeline.reporting.sample import Pairs, Sample
@@ -112,6 +113,7 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
         histograms=histograms(found, manifest), heat=heat_map(evidence, split.labels), pairs=pairs,
         evidence=evidence, by_near_rows=evidence is not found, near=neighbours.NEAR,
         suspects=suspected, listed=listed, checked=store is not None,
+        advice=advise(round, corpus, manifest) if store else None,
         counts=count_tables(manifest), settings=settings(manifest),
         quality=[
             (f"{when} training (round {of.number}’s)", name, measures)

@@ -7,7 +7,7 @@ import oracle
 import pytest
 
 from benchmarks import large, peers, publish, selection
-from benchmarks.quality import arms, cells, controls, page, tuning
+from benchmarks.quality import answers, arms, cells, controls, page, tuning
 from benchmarks.runs import IN_PROCESS
 from benchmarks.table import Row, installed
 from pipeline.corpus.corpus import Corpus
@@ -15,6 +15,7 @@ from pipeline.files.layout import Run
 from pipeline.mining.job import mine
 from pipeline.mining.manifest import open_triplets, read_packs
 from pipeline.packs.write import SCOPES
+from pipeline.reporting.advice import Signals
 from trainer.loop import train_newest
 from trainer.recipe import read_recipe
 
@@ -143,6 +144,7 @@ def test_a_cell_is_run_once_and_kept(fresh_run, tmp_path, monkeypatch):
         assert cells.missing([cell]) == [cell]
         one = cells.run(cell, fresh_run)
         rows = Corpus.open(fresh_run).split("train").rows
+        assert (one.signals is None) == (arm != "packs")
         assert one.forwarded == (rows if arm == "packs" else 0) and abs(one.cost - rows) < 200
         cells.keep(one)
         assert cells.missing([cell]) == [] and cells.stored("digits")[cell.key()] == one
@@ -165,6 +167,17 @@ def test_the_page_compares_with_the_best_opponent_split_by_split(tmp_path, monke
     page.write({"omniglot": kept}, [1.0, 3.0])
     assert "| in-batch, N-pair | **0.540 ± 0.010** | 0.500 |" in text.read_text() and "old" not in text.read_text()
     assert text.read_text().endswith(" after")
+
+
+def test_an_answer_is_judged_by_a_bound_that_the_other_corpora_give():
+    def case(corpus, gain, *active):
+        signals = [Signals(active=a, semi_hard=0, pure=1, suspected=0, classes_met=0.1, passes=1) for a in active]
+        return answers.Case(corpus=corpus, budget=1.0, gain=gain, signals=tuple(signals))
+
+    alike = [case("a", 0.1, 0.02, 0.03), case("a", -0.1, 0.3), case("b", 0.1, 0.04), case("b", -0.1, 0.2)]
+    assert answers.judged(alike) == 1
+    assert answers.judged([*alike, case("c", -0.1, 0.01)]) == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(answers.judged([case("a", 0.1, 0.02), case("b", 0.1, 0.3)]))
 
 
 def test_the_published_section_is_made_of_the_json(tmp_path, monkeypatch):

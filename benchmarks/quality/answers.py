@@ -1,0 +1,66 @@
+"""How often what `pipeline.mine` answers is what was measured.
+
+Its bound is fitted on all corpora but one, and asked about that one. A difference below LEVEL counts for nothing.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.quality import page
+from benchmarks.quality.page import Stored
+from pipeline.reporting.advice import Signals, answer
+
+LEVEL = 0.01  # of MAP@R
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """gain: of mined packs with memory over the best opponent, mean of the splits. signals: of each split that has."""
+
+    corpus: str
+    budget: float
+    gain: float
+    signals: tuple[Signals, ...]
+
+    def right(self, most_active: float) -> float:
+        """The share of splits in which the answer is what was measured."""
+        pays = self.gain > 0
+        return statistics.mean((answer(one, most_active) == "mine") == pays for one in self.signals)
+
+
+def cases(every: Mapping[str, Stored], budgets: Sequence[float]) -> list[Case]:
+    found = []
+    for name, kept in every.items():
+        for budget in budgets:
+            best, ours = page.best_opponent(kept, budget), page.reported(kept, "packs", budget)
+            signals = tuple(one.signals for one in ours if one.signals)
+            if best and signals:
+                gain = statistics.mean(page.gain(kept, "packs", best, budget))
+                found.append(Case(corpus=name, budget=budget, gain=gain, signals=signals))
+    return [case for case in found if abs(case.gain) >= LEVEL]
+
+
+def balanced(asked: Sequence[tuple[Case, float]]) -> float:
+    """Balanced accuracy, of cases each with the bound that it is answered by; NaN if all are of one sign."""
+    signs = [[case.right(bound) for case, bound in asked if (case.gain > 0) == pays] for pays in (True, False)]
+    return statistics.mean(map(statistics.mean, signs)) if all(signs) else float("nan")
+
+
+def fitted(known: Sequence[Case]) -> float:
+    """The bound on `active` that answers best, halfway between two signals."""
+    values = sorted({one.active for case in known for one in case.signals})
+    between = [(low + high) / 2 for low, high in zip([0.0, *values], [*values, 1.0], strict=True)]
+
+    def score(bound: float) -> float:
+        found = balanced([(case, bound) for case in known])
+        return statistics.mean(case.right(bound) for case in known) if math.isnan(found) else found
+
+    return max(between, key=score)
+
+
+def judged(found: Sequence[Case]) -> float:
+    """Balanced accuracy, each corpus answered with the bound that the others give."""
+    bounds = {case.corpus: fitted([one for one in found if one.corpus != case.corpus]) for case in found}
+    return balanced([(case, bounds[case.corpus]) for case in found])

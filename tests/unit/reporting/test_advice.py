@@ -1,0 +1,65 @@
+"""Whether mining pays: what embeddings say of it, against counts over all triplets."""
+
+import itertools
+
+import numpy as np
+import pytest
+from handmade import write_corpus, write_embeddings, write_round
+
+from pipeline.corpus.corpus import Corpus
+from pipeline.files.layout import Run
+from pipeline.packs.packs import PackOptions
+from pipeline.reporting.advice import MARGIN, MOST_ACTIVE, SUSPECTED, Signals, advise, answer
+from pipeline.triplets.rows import to_grid
+
+
+def advice_on(run_dir, angles, label, packing=PackOptions()):  # noqa: B008  frozen
+    """Embeddings on a circle, and a round of one pack of one triplet."""
+    points = to_grid(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
+    corpus = write_corpus(run_dir, [f"class {c:02d}" for c in label], points)
+    store = write_embeddings(run_dir, points)
+    manifest = write_round(run_dir, [[(0, 1, len(label) - 1, 0.1, 0.2)]], packing=packing)
+    return advise(Run(run_dir).round(0), corpus, manifest), points, store
+
+
+def test_signals_are_shares_of_all_triplets(tmp_path):
+    """Classes that overlap; each share within what drawing some of the triplets may be off."""
+    label = np.repeat(np.arange(6), 14)
+    angles = label + np.random.default_rng(0).normal(0, 0.5, len(label))
+    advice, points, _ = advice_on(tmp_path, angles, label, PackOptions(pack_rows=6, fill=2))
+    d = 2 - 2 * points @ points.T
+    pairs = [(a, p) for a, p in itertools.permutations(range(len(label)), 2) if label[a] == label[p]]
+    gaps = np.concatenate([d[a][label != label[a]] - d[a, p] for a, p in pairs])
+    np.fill_diagonal(d, np.inf)
+    assert advice.signals.active == pytest.approx((gaps < MARGIN).mean(), abs=0.08)
+    assert advice.signals.semi_hard == pytest.approx(((gaps > 0) & (gaps < MARGIN)).mean(), abs=0.08)
+    assert advice.signals.pure == pytest.approx((label[d.argmin(axis=1)] == label).mean())
+    assert (advice.signals.classes_met, advice.signals.passes) == (3 / 6, 3 / 84)
+    assert f"{advice.signals.active:.1%} of random triplets teach" in str(advice)
+
+
+def test_the_answer_follows_the_embeddings(tmp_path):
+    """Classes apart: mine. All of them together: random triplets teach. Apart, and rows under wrong labels: clean."""
+    label = np.repeat(np.arange(8), 10)
+    apart = label * 2 * np.pi / 8 + np.random.default_rng(0).uniform(-0.01, 0.01, len(label))
+    assert advice_on(tmp_path / "apart", apart, label)[0].answer == "mine"
+    assert advice_on(tmp_path / "together", apart * 0.01, label)[0].answer == "in-batch is enough"
+    wrong = apart.copy()
+    wrong[::4] = (label[::4] + 4) * 2 * np.pi / 8  # among the class opposite
+    found = Signals(active=MOST_ACTIVE, semi_hard=0, pure=1, suspected=SUSPECTED + 0.01, classes_met=0.1, passes=1)
+    assert answer(found) == "clean labels first"
+    advice, _, _ = advice_on(tmp_path / "wrong", wrong, label)
+    assert advice.signals.suspected == pytest.approx(0.25, abs=0.05)
+
+
+def test_classes_of_one_row_have_no_triplets(tmp_path):
+    advice, _, _ = advice_on(tmp_path, np.arange(30) * 0.2, np.arange(30))
+    assert (advice.signals.active, advice.signals.pure, advice.answer) == (0, 0, "mine")
+
+
+def test_without_embeddings_there_is_none(tmp_path):
+    label = np.repeat(np.arange(3), 10)
+    _, _, store = advice_on(tmp_path, label * 2.0, label)
+    store.path(1).unlink()
+    corpus, round = Corpus.open(tmp_path), Run(tmp_path).round(0)
+    assert advise(round, corpus, write_round(tmp_path, [[(0, 1, 29, 0.1, 0.2)]])) is None
