@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.quality import answers, page, tuning
-from benchmarks.quality.arms import ARMS, OPPONENTS, OURS, WARMUP, tried
+from benchmarks.quality.arms import ARMS, OPPONENTS, OURS, tried
 from benchmarks.quality.cells import Cell, Found, keep, missing, run_all, stored
 from benchmarks.quality.corpora import CORPORA, Sources, corpus
 from benchmarks.table import Row, finish, show
@@ -29,7 +29,7 @@ FOLDER = Path("runs/quality")
 def cells_of(name: str, arms: Sequence[str], budgets: Sequence[float], splits: Sequence[int]) -> list[Cell]:
     """Those of the arms that are tuned."""
     kept = stored(name)
-    warmup, _ = tuning.settle(name, WARMUP, kept)
+    warmup, _ = tuning.settle(name, "semi-hard", kept)
     found = []
     for arm in arms:
         settings, _ = tuning.settle(name, arm, kept)

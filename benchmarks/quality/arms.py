@@ -113,7 +113,6 @@ OURS = {
         grid={"warmup": (0.5, 0.25, 0.7), "margin": MARGINS},
     ),
 }  # fmt: skip
-WARMUP = "both"  # what mined arms begin with: the best of training without mining where passes are few
 # With the settings of what they are controls of.
 CONTROLS = {
     "packs-random": replace(OURS["packs"], name="packs of random classes with memory", control="random"),

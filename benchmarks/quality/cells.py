@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from benchmarks.quality.arms import ARMS, FORWARD, OPPONENTS, WARMUP, InBatch, Mined, Settings
+from benchmarks.quality.arms import ARMS, FORWARD, OPPONENTS, InBatch, Mined, Settings
 from benchmarks.quality.controls import random_packs
 from benchmarks.runs import IN_PROCESS
 from pipeline.corpus.corpus import Corpus
@@ -117,7 +117,7 @@ def in_batch(arm: InBatch, run_dir: Path, cell: Cell, passes: float) -> tuple[in
 def mined(arm: Mined, run_dir: Path, cell: Cell, budget: float) -> tuple[int, int, int]:
     settings, rows = {**arm.fixed, **cell.settings}, Corpus.open(run_dir).split("train").rows
     warmup, round_passes = arm.split(settings, budget, rows)
-    done, _, _ = in_batch(OPPONENTS[WARMUP], run_dir, replace(cell, settings=cell.warmup or {}), warmup)
+    done, _, _ = in_batch(OPPONENTS["semi-hard"], run_dir, replace(cell, settings=cell.warmup or {}), warmup)
     for number in range(settings["rounds"]):
         epochs = max(1, math.ceil(round_passes / rows))
         anchors = max(1, round(round_passes / epochs / arm.rows_an_anchor))

@@ -4,7 +4,7 @@ On a split of the classes that no table reports (of the largest corpora a third 
 classes, at the smaller budget. All from stored cells: what is not stored yet is named.
 """
 
-from benchmarks.quality.arms import ARMS, CONTROL_OF, WARMUP, InBatch, Settings
+from benchmarks.quality.arms import ARMS, CONTROL_OF, InBatch, Settings
 from benchmarks.quality.cells import Cell, Found
 from benchmarks.quality.corpora import CORPORA
 
@@ -18,7 +18,7 @@ def settle(corpus: str, arm: str, kept: dict[str, Found]) -> tuple[Settings | No
         return settle(corpus, CONTROL_OF[arm], kept)
     warmup = None
     if not isinstance(ARMS[arm], InBatch):
-        warmup, wanted = settle(corpus, WARMUP, kept)
+        warmup, wanted = settle(corpus, "semi-hard", kept)
         if warmup is None:
             return None, wanted
     grid = {"learning_rate": CORPORA[corpus].rates, **ARMS[arm].grid}

@@ -104,7 +104,7 @@ def test_tuning_descends_one_setting_after_the_other_and_ours_after_in_batch():
     best = {
         "learning_rate": 0.01, "margin": 0.5, "batch_rows": 64, "warmup": 0.25, "rounds": 2, "temperature": 0.15,
     }  # fmt: skip
-    for arm, needs in (("semi-hard", ["semi-hard"]), ("packs-even", ["both", "packs"])):
+    for arm, needs in (("semi-hard", ["semi-hard"]), ("packs-even", ["semi-hard", "packs"])):
         kept, seen = {}, []
         while (answer := tuning.settle("omniglot", arm, kept))[0] is None:
             assert answer[1]
