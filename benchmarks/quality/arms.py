@@ -70,11 +70,11 @@ TEMPERATURES = (0.07, 0.05, 0.1, 0.15, 0.2)
 OPPONENTS = {
     "semi-hard": InBatch(
         name="in-batch, semi-hard triplets", fixed={"loss": "semi-hard"},
-        grid={"margin": MARGINS, "batch_rows": (128, 256, 64)},
+        grid={"margin": MARGINS, "batch_rows": (128, 256, 64, 32)},
     ),
     "batch-hard": InBatch(
         name="in-batch, batch-hard triplets", fixed={"loss": "batch-hard"},
-        grid={"margin": MARGINS, "batch_rows": (128, 256, 64)},
+        grid={"margin": MARGINS, "batch_rows": (128, 256, 64, 32)},
     ),
     "large": InBatch(
         name="in-batch, triplets, 512 to 1,024 rows", fixed={},
@@ -82,11 +82,11 @@ OPPONENTS = {
     ),
     "n-pair": InBatch(
         name="in-batch, N-pair", fixed={"loss": "n-pair"},
-        grid={"temperature": TEMPERATURES, "batch_rows": (128, 256, 64)},
+        grid={"temperature": TEMPERATURES, "batch_rows": (128, 256, 64, 32)},
     ),
     "both": InBatch(
         name="in-batch, semi-hard triplets and N-pair", fixed={"loss": "semi-hard+n-pair"},
-        grid={"temperature": TEMPERATURES, "margin": MARGINS, "batch_rows": (128, 256, 64)},
+        grid={"temperature": TEMPERATURES, "margin": MARGINS, "batch_rows": (128, 256, 64, 32)},
     ),
     "xbm-triplet": InBatch(
         name="cross-batch memory, triplets", fixed={},
@@ -99,7 +99,7 @@ OPPONENTS = {
         name="cross-batch memory, N-pair", fixed={"loss": "n-pair"},
         grid={
             "temperature": TEMPERATURES, "memory_rows": (4000, 12_000), "memory_start": (0.25, 0.5),
-            "batch_rows": (128, 64),
+            "batch_rows": (128, 64, 32),
         },
     ),
 }  # fmt: skip
