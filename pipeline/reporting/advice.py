@@ -63,9 +63,9 @@ class Advice:
 
 
 def advise(round: Round, corpus: Corpus, manifest: TripletsManifest) -> Advice | None:
-    """For a mined round; None if its embeddings have been removed."""
+    """For a mined round; None if its embeddings have been removed, or are damaged."""
     store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
-    if not all(store.path(shard).exists() for shard in range(len(store.split.shards))):
+    if not all(store.has(shard) for shard in range(len(store.split.shards))):
         return None
     found = signals(store, manifest)
     return Advice(answer=answer(found), signals=found)

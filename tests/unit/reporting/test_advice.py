@@ -1,6 +1,7 @@
 """Whether mining pays: what embeddings say of it, against counts over all triplets."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,9 +58,10 @@ def test_classes_of_one_row_have_no_triplets(tmp_path):
     assert (advice.signals.active, advice.signals.pure, advice.answer) == (0, 0, "mine")
 
 
-def test_without_embeddings_there_is_none(tmp_path):
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-4])])
+def test_without_whole_embeddings_there_is_none(tmp_path, spoil):
     label = np.repeat(np.arange(3), 10)
     _, _, store = advice_on(tmp_path, label * 2.0, label)
-    store.path(1).unlink()
+    spoil(store.path(1))
     corpus, round = Corpus.open(tmp_path), Run(tmp_path).round(0)
     assert advise(round, corpus, write_round(tmp_path, [[(0, 1, 29, 0.1, 0.2)]])) is None
