@@ -30,7 +30,7 @@ from pipeline.files.layout import Run
 from pipeline.mining.job import mine
 from pipeline.mining.manifest import open_triplets
 from pipeline.reporting.advice import Signals, signals
-from trainer.loop import train_newest
+from trainer.loop import Schedule, train_newest
 from trainer.measures.retrieval import queries_of, retrieval
 from trainer.warming import warm_up
 
@@ -125,7 +125,8 @@ def mined(arm: Mined, run_dir: Path, cell: Cell, budget: float) -> tuple[int, in
         mine(run_dir, mining, packing, IN_PROCESS)
         if arm.control:
             random_packs(run_dir, number, cell.split, arm.control == "even")
-        metrics = train_newest(run_dir, arm.training(settings, epochs, cell.split)).metrics
+        training, schedule = arm.training(settings, epochs, cell.split), Schedule(first=0, rounds=settings["rounds"])
+        metrics = train_newest(run_dir, training, schedule).metrics
         assert metrics
         done += metrics.image_passes
     return done, rows * settings["rounds"], settings["rounds"]
