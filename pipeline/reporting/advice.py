@@ -20,8 +20,18 @@ from pipeline.reporting.suspects import among_others
 LOOKED_AT = 512  # rows
 NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
-MOST_ACTIVE = 0.05
 SUSPECTED = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Of the signals, where mining pays."""
+
+    least_passes: float = 0.75
+    most_active: float = 0.1
+
+
+BOUNDS = Bounds()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +66,10 @@ class Advice:
         found = self.signals
         if self.answer == "clean labels first":
             return f"{found.suspected:.0%} of rows lie among another class; see suspected-labels.tsv of the report"
-        return f"{found.active:.1%} of random triplets teach"
+        if found.active > BOUNDS.most_active:
+            return f"{found.active:.1%} of random triplets teach"
+        few = "only " if self.answer != "mine" else ""
+        return f"{found.active:.1%} of random triplets teach, and the round has {few}{found.passes:.2g} passes"
 
     def __str__(self) -> str:
         return f"  {'does mining pay here?':<22}{self.answer}: {self.why} (docs/does-it-pay.md)"
@@ -88,10 +101,11 @@ def advised(mined: Mined) -> Advised:
     return Advised(**vars(mined), advice=advise(round, corpus, read_manifest(round, corpus)))
 
 
-def answer(found: Signals, most_active: float = MOST_ACTIVE) -> Answer:
-    if found.suspected > SUSPECTED and found.active <= most_active:  # else it may be the network that errs
+def answer(found: Signals, bounds: Bounds = BOUNDS) -> Answer:
+    learned = found.active <= bounds.most_active
+    if learned and found.suspected > SUSPECTED:  # else it may be the network that errs
         return "clean labels first"
-    return "mine" if found.active <= most_active else "in-batch is enough"
+    return "mine" if learned and found.passes >= bounds.least_passes else "in-batch is enough"
 
 
 def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:

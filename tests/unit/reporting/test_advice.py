@@ -1,6 +1,7 @@
 """Whether mining pays: what embeddings say of it, against counts over all triplets."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from handmade import write_corpus, write_embeddings, write_round
 from pipeline.corpus.corpus import Corpus
 from pipeline.files.layout import Run
 from pipeline.packs.packs import PackOptions
-from pipeline.reporting.advice import MARGIN, MOST_ACTIVE, SUSPECTED, Signals, advise, answer
+from pipeline.reporting.advice import BOUNDS, MARGIN, SUSPECTED, Signals, advise, answer
 from pipeline.triplets.rows import to_grid
 
 
@@ -40,14 +41,18 @@ def test_signals_are_shares_of_all_triplets(tmp_path):
 
 
 def test_the_answer_follows_the_embeddings(tmp_path):
-    """Classes apart: mine. All of them together: random triplets teach. Apart, and rows under wrong labels: clean."""
+    """Classes apart: mine, if all rows are in the packs. All of them together: random triplets teach. Apart, and rows
+    under wrong labels: clean."""
     label = np.repeat(np.arange(8), 10)
     apart = label * 2 * np.pi / 8 + np.random.default_rng(0).uniform(-0.01, 0.01, len(label))
-    assert advice_on(tmp_path / "apart", apart, label)[0].answer == "mine"
-    assert advice_on(tmp_path / "together", apart * 0.01, label)[0].answer == "in-batch is enough"
+    few, _, _ = advice_on(tmp_path / "apart", apart, label)
+    assert few.answer == "in-batch is enough" and "the round has only 0.037 passes" in str(few)
+    assert answer(replace(few.signals, passes=BOUNDS.least_passes)) == "mine"
+    together, _, _ = advice_on(tmp_path / "together", apart * 0.01, label)
+    assert together.answer == answer(replace(together.signals, passes=1)) == "in-batch is enough"
     wrong = apart.copy()
     wrong[::4] = (label[::4] + 4) * 2 * np.pi / 8  # among the class opposite
-    found = Signals(active=MOST_ACTIVE, semi_hard=0, pure=1, suspected=SUSPECTED + 0.01, classes_met=0.1, passes=1)
+    found = Signals(active=0.01, semi_hard=0, pure=1, suspected=SUSPECTED + 0.01, classes_met=0.1, passes=1)
     assert answer(found) == "clean labels first"
     advice, _, _ = advice_on(tmp_path / "wrong", wrong, label)
     assert advice.signals.suspected == pytest.approx(0.25, abs=0.05)
@@ -55,7 +60,7 @@ def test_the_answer_follows_the_embeddings(tmp_path):
 
 def test_classes_of_one_row_have_no_triplets(tmp_path):
     advice, _, _ = advice_on(tmp_path, np.arange(30) * 0.2, np.arange(30))
-    assert (advice.signals.active, advice.signals.pure, advice.answer) == (0, 0, "mine")
+    assert (advice.signals.active, advice.signals.pure) == (0, 0)
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-4])])
