@@ -1,17 +1,17 @@
 """How often what `pipeline.mine` answers is what was measured.
 
-Its bounds are fitted on all corpora but one, and asked about that one. A difference below LEVEL counts for nothing.
+Its bound is fitted on all corpora but one, and asked about that one. A difference below LEVEL counts for nothing.
 """
 
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.quality import page
 from benchmarks.quality.page import Stored
-from pipeline.reporting.advice import Bounds, Signals, answer
+from pipeline.reporting.advice import Signals, answer
 
 LEVEL = 0.01  # of MAP@R
 
@@ -25,10 +25,10 @@ class Case:
     gain: float
     signals: tuple[Signals, ...]
 
-    def right(self, bounds: Bounds) -> float:
+    def right(self, least_passes: float) -> float:
         """The share of splits in which the answer is what was measured."""
         pays = self.gain > 0
-        return statistics.mean((answer(one, bounds) == "mine") == pays for one in self.signals)
+        return statistics.mean((answer(one, least_passes) == "mine") == pays for one in self.signals)
 
 
 def cases(every: Mapping[str, Stored], budgets: Sequence[float]) -> list[Case]:
@@ -43,32 +43,28 @@ def cases(every: Mapping[str, Stored], budgets: Sequence[float]) -> list[Case]:
     return [case for case in found if abs(case.gain) >= LEVEL]
 
 
-def balanced(asked: Sequence[tuple[Case, Bounds]]) -> float:
-    """Balanced accuracy, of cases each with the bounds that it is answered by; NaN if all are of one sign."""
-    signs = [[case.right(bounds) for case, bounds in asked if (case.gain > 0) == pays] for pays in (True, False)]
+def balanced(asked: Sequence[tuple[Case, float]]) -> float:
+    """Balanced accuracy, of cases each with the bound that it is answered by; NaN if all are of one sign."""
+    signs = [[case.right(bound) for case, bound in asked if (case.gain > 0) == pays] for pays in (True, False)]
     return statistics.mean(map(statistics.mean, signs)) if all(signs) else float("nan")
 
 
-def fitted(known: Sequence[Case]) -> Bounds:
-    """The bounds that answer best, each halfway between two signals; of those that do alike the loosest."""
-    found = [one for case in known for one in case.signals]
-    passes = between(one.passes for one in found)
-    active = sorted(between(one.active for one in found), reverse=True)
+def fitted(known: Sequence[Case]) -> float:
+    """The bound on `passes` that answers best, halfway between two signals; of those that do alike, the two farthest
+    apart."""
+    values = sorted({one.passes for case in known for one in case.signals})
+    around = {(low + high) / 2: high - low for low, high in itertools.pairwise([0.0, *values, 2 * values[-1]])}
 
-    def score(bounds: Bounds) -> float:
-        found = balanced([(case, bounds) for case in known])
-        return statistics.mean(case.right(bounds) for case in known) if math.isnan(found) else found
+    def score(bound: float) -> tuple[float, float]:
+        found = balanced([(case, bound) for case in known])
+        of_all = statistics.mean(case.right(bound) for case in known)
+        return of_all if math.isnan(found) else found, around[bound]
 
-    return max((Bounds(least_passes=p, most_active=a) for p, a in itertools.product(passes, active)), key=score)
-
-
-def between(values: Iterable[float]) -> list[float]:
-    """Ascending, from below the least to infinity."""
-    return [(low + high) / 2 for low, high in itertools.pairwise([0.0, *sorted(set(values)), math.inf])]
+    return max(around, key=score)
 
 
 def judged(found: Sequence[Case]) -> float:
-    """Balanced accuracy, each corpus answered with the bounds that the others give; NaN of a single corpus."""
+    """Balanced accuracy, each corpus answered with the bound that the others give; NaN of a single corpus."""
     others = {case.corpus: [one for one in found if one.corpus != case.corpus] for case in found}
     if len(others) < 2:
         return float("nan")

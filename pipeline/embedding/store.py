@@ -12,12 +12,12 @@ from pipeline.files.layout import Round
 from pipeline.files.manifests import sha256_of_json
 from pipeline.triplets.rows import Block
 
-MEAN_ROWS = 4096
+MEAN_ROWS = 1024
 GIVEN = "given"  # in place of a kind of machine: embeddings that a user brought
 
 
 def mean_norm(rows: int, embed: Callable[[np.ndarray], np.ndarray]) -> float:
-    """The length of the mean embedding: 1 where all lie together, 0 where they are spread out. Of 4,096 of the rows.
+    """The length of the mean embedding: 1 where all lie together, 0 where they are spread out. Of 1,024 of the rows.
 
     embed: row numbers to float32 [n, dim].
     """
@@ -52,7 +52,7 @@ class EmbeddingStore:
         return self.made_on(shard) is not None
 
     def machines(self) -> list[str]:
-        """All kinds of machine that the embeddings are from; of very many shards, of 4,096."""
+        """All kinds of machine that the embeddings are from; of very many shards, of 1,024."""
         shards = np.unique(np.linspace(0, len(self.split.shards) - 1, MEAN_ROWS).astype(np.int64))
         return sorted({storage.note_of(self.path(shard)) for shard in shards.tolist()})
 

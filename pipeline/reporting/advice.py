@@ -20,18 +20,10 @@ from pipeline.reporting.suspects import among_others
 LOOKED_AT = 512  # rows
 NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
+LEAST_PASSES = 0.75  # of a round, for what mining costs to be won back
+MOST_ACTIVE = 0.2  # earlier nothing was measured
+LEARNED = 0.05  # while more is active, it may be the network that errs, not the labels
 SUSPECTED = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """Of the signals, where mining pays."""
-
-    least_passes: float = 0.75
-    most_active: float = 0.1
-
-
-BOUNDS = Bounds()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +58,10 @@ class Advice:
         found = self.signals
         if self.answer == "clean labels first":
             return f"{found.suspected:.0%} of rows lie among another class; see suspected-labels.tsv of the report"
-        if found.active > BOUNDS.most_active:
+        if found.active > MOST_ACTIVE:
             return f"{found.active:.1%} of random triplets teach"
-        few = "only " if self.answer != "mine" else ""
-        return f"{found.active:.1%} of random triplets teach, and the round has {few}{found.passes:.2g} passes"
+        few = "" if self.answer == "mine" else "only "
+        return f"the round has {few}{found.passes:.2g} passes over the corpus"
 
     def __str__(self) -> str:
         return f"  {'does mining pay here?':<22}{self.answer}: {self.why} (docs/does-it-pay.md)"
@@ -101,11 +93,11 @@ def advised(mined: Mined) -> Advised:
     return Advised(**vars(mined), advice=advise(round, corpus, read_manifest(round, corpus)))
 
 
-def answer(found: Signals, bounds: Bounds = BOUNDS) -> Answer:
-    learned = found.active <= bounds.most_active
-    if learned and found.suspected > SUSPECTED:  # else it may be the network that errs
+def answer(found: Signals, least_passes: float = LEAST_PASSES) -> Answer:
+    if found.active <= LEARNED and found.suspected > SUSPECTED:
         return "clean labels first"
-    return "mine" if learned and found.passes >= bounds.least_passes else "in-batch is enough"
+    pays = found.active <= MOST_ACTIVE and found.passes >= least_passes
+    return "mine" if pays else "in-batch is enough"
 
 
 def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:

@@ -11,7 +11,7 @@ from handmade import write_corpus, write_embeddings, write_round
 from pipeline.corpus.corpus import Corpus
 from pipeline.files.layout import Run
 from pipeline.packs.packs import PackOptions
-from pipeline.reporting.advice import BOUNDS, MARGIN, SUSPECTED, Signals, advise, answer
+from pipeline.reporting.advice import LEAST_PASSES, MARGIN, SUSPECTED, Signals, advise, answer
 from pipeline.triplets.rows import to_grid
 
 
@@ -37,7 +37,7 @@ def test_signals_are_shares_of_all_triplets(tmp_path):
     assert advice.signals.semi_hard == pytest.approx(((gaps > 0) & (gaps < MARGIN)).mean(), abs=0.08)
     assert advice.signals.pure == pytest.approx((label[d.argmin(axis=1)] == label).mean())
     assert (advice.signals.classes_met, advice.signals.passes) == (3 / 6, 3 / 84)
-    assert f"{advice.signals.active:.1%} of random triplets teach" in str(advice)
+    assert "in-batch is enough: the round has only 0.036 passes" in str(advice)
 
 
 def test_the_answer_follows_the_embeddings(tmp_path):
@@ -46,10 +46,11 @@ def test_the_answer_follows_the_embeddings(tmp_path):
     label = np.repeat(np.arange(8), 10)
     apart = label * 2 * np.pi / 8 + np.random.default_rng(0).uniform(-0.01, 0.01, len(label))
     few, _, _ = advice_on(tmp_path / "apart", apart, label)
-    assert few.answer == "in-batch is enough" and "the round has only 0.037 passes" in str(few)
-    assert answer(replace(few.signals, passes=BOUNDS.least_passes)) == "mine"
+    assert few.answer == "in-batch is enough" and "the round has only 0.037 passes over the corpus" in str(few)
+    assert answer(replace(few.signals, passes=LEAST_PASSES)) == "mine"
     together, _, _ = advice_on(tmp_path / "together", apart * 0.01, label)
     assert together.answer == answer(replace(together.signals, passes=1)) == "in-batch is enough"
+    assert f"{together.signals.active:.1%} of random triplets teach" in str(together)
     wrong = apart.copy()
     wrong[::4] = (label[::4] + 4) * 2 * np.pi / 8  # among the class opposite
     found = Signals(active=0.01, semi_hard=0, pure=1, suspected=SUSPECTED + 0.01, classes_met=0.1, passes=1)
