@@ -13,6 +13,7 @@ from pipeline.files.manifests import sha256_of_json
 from pipeline.triplets.rows import Block
 
 MEAN_ROWS = 1024
+SHARDS_LOOKED_AT = 4096
 GIVEN = "given"  # in place of a kind of machine: embeddings that a user brought
 
 
@@ -52,8 +53,8 @@ class EmbeddingStore:
         return self.made_on(shard) is not None
 
     def machines(self) -> list[str]:
-        """All kinds of machine that the embeddings are from; of very many shards, of 1,024."""
-        shards = np.unique(np.linspace(0, len(self.split.shards) - 1, MEAN_ROWS).astype(np.int64))
+        """All kinds of machine that the embeddings are from; of very many shards, of 4,096."""
+        shards = np.unique(np.linspace(0, len(self.split.shards) - 1, SHARDS_LOOKED_AT).astype(np.int64))
         return sorted({storage.note_of(self.path(shard)) for shard in shards.tolist()})
 
     def write(self, shard: int, embeddings: np.ndarray, kind: str) -> None:
