@@ -22,8 +22,8 @@ NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
 LEAST_PASSES = 0.75  # of a round, for what mining costs to be won back
 MOST_ACTIVE = 0.2  # earlier nothing was measured
-LEARNED = 0.05  # while more is active, it may be the network that errs, not the labels
-SUSPECTED = 0.1
+SUSPECTED = 0.15
+LEARNED = 0.5  # of embeddings at random more is active: what lies among another class is then no label's fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def advised(mined: Mined) -> Advised:
 
 
 def answer(found: Signals, least_passes: float = LEAST_PASSES) -> Answer:
-    if found.active <= LEARNED and found.suspected > SUSPECTED:
+    if found.suspected > SUSPECTED and found.active <= LEARNED:
         return "clean labels first"
     pays = found.active <= MOST_ACTIVE and found.passes >= least_passes
     return "mine" if pays else "in-batch is enough"
