@@ -22,6 +22,7 @@ NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
 LEAST_PASSES = 0.75  # of a round, for what mining costs to be won back
 MOST_ACTIVE = 0.2  # earlier nothing was measured
+MOST_MET = 0.5  # of the classes, in one pack: with ten classes in all, mining made no difference
 SUSPECTED = 0.15
 LEARNED = 0.5  # of embeddings at random more is active: what lies among another class is then no label's fault
 
@@ -60,6 +61,8 @@ class Advice:
             return f"{found.suspected:.0%} of rows lie among another class; see suspected-labels.tsv of the report"
         if found.active > MOST_ACTIVE:
             return f"{found.active:.1%} of random triplets teach"
+        if found.classes_met > MOST_MET:
+            return f"a pack holds {found.classes_met:.0%} of the classes"
         few = "" if self.answer == "mine" else "only "
         return f"the round has {few}{found.passes:.2g} passes over the corpus"
 
@@ -96,8 +99,8 @@ def advised(mined: Mined) -> Advised:
 def answer(found: Signals, least_passes: float = LEAST_PASSES) -> Answer:
     if found.suspected > SUSPECTED and found.active <= LEARNED:
         return "clean labels first"
-    pays = found.active <= MOST_ACTIVE and found.passes >= least_passes
-    return "mine" if pays else "in-batch is enough"
+    worth_finding = found.active <= MOST_ACTIVE and found.classes_met <= MOST_MET
+    return "mine" if worth_finding and found.passes >= least_passes else "in-batch is enough"
 
 
 def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:

@@ -41,14 +41,17 @@ def test_signals_are_shares_of_all_triplets(tmp_path):
 
 
 def test_the_answer_follows_the_embeddings(tmp_path):
-    """Classes apart: mine, if all rows are in the packs. All of them together: random triplets teach. Apart, and rows
-    under wrong labels: clean."""
-    label = np.repeat(np.arange(8), 10)
+    """Classes apart: mine, if all rows are in the packs and a pack does not hold most classes. All of them together:
+    random triplets teach. Apart, and rows under wrong labels: clean."""
+    label, packing = np.repeat(np.arange(8), 10), PackOptions(pack_rows=6, fill=2)
     apart = label * 2 * np.pi / 8 + np.random.default_rng(0).uniform(-0.01, 0.01, len(label))
-    few, _, _ = advice_on(tmp_path / "apart", apart, label)
+    few, _, _ = advice_on(tmp_path / "apart", apart, label, packing)
     assert few.answer == "in-batch is enough" and "the round has only 0.037 passes over the corpus" in str(few)
     assert answer(replace(few.signals, passes=LEAST_PASSES)) == "mine"
-    together, _, _ = advice_on(tmp_path / "together", apart * 0.01, label)
+    wide, _, _ = advice_on(tmp_path / "wide", apart, label)
+    assert answer(replace(wide.signals, passes=LEAST_PASSES)) == "in-batch is enough"
+    assert "a pack holds 100% of the classes" in str(wide)
+    together, _, _ = advice_on(tmp_path / "together", apart * 0.01, label, packing)
     assert together.answer == answer(replace(together.signals, passes=1)) == "in-batch is enough"
     assert f"{together.signals.active:.1%} of random triplets teach" in str(together)
     wrong = apart.copy()
