@@ -110,11 +110,21 @@ def memory_loss(
       embeddings: float32 [r, dim]; memory: float32 [n, dim], L2-normalised.
       memory_positive, memory_negative: bool [r, n]; batch_positive: bool [r, r].
     """
-    embeddings = ops.cast(embeddings, "float32")
-    similarity = ops.matmul(embeddings, ops.transpose(ops.concatenate([embeddings, memory])))
     positive = ops.concatenate([batch_positive, memory_positive], axis=1)
     negative = ops.concatenate([ops.zeros_like(batch_positive), memory_negative], axis=1)
-    return _tuplet_loss(similarity / temperature, positive, negative)
+    return _tuplet_loss(_cosines(embeddings, memory) / temperature, positive, negative)
+
+
+def _cosines(embeddings: Any, memory: Any) -> Any:
+    """Of a batch's rows with one another, and with those of the memory if there is one: float32 [r, r + n].
+
+    In two products: in one of both joined the memory would be copied, and would have a gradient that nobody reads.
+    """
+    embeddings = ops.cast(embeddings, "float32")
+    of_batch = ops.matmul(embeddings, ops.transpose(embeddings))
+    if memory is None:
+        return of_batch
+    return ops.concatenate([of_batch, ops.matmul(embeddings, ops.transpose(memory))], axis=1)
 
 
 def _tuplet_loss(similarity: Any, positive: Any, negative: Any) -> Any:
@@ -253,15 +263,11 @@ IN_BATCH: dict[str, tuple[Any, tuple[str, ...]]] = {  # with the options that it
 
 def _compared(labels: Any, embeddings: Any, memory: Any, memory_labels: Any) -> tuple[Any, Any, Any]:
     """Similarities of a batch's rows with its own and the memory's, float32 [n, n + m]; positives; negatives."""
-    embeddings, n = ops.cast(embeddings, "float32"), ops.shape(embeddings)[0]
-    others, of_others = embeddings, labels
-    if memory is not None:
-        others, of_others = ops.concatenate([embeddings, memory]), ops.concatenate([labels, memory_labels])
+    of_others = labels if memory is None else ops.concatenate([labels, memory_labels])
     same = labels[:, None] == of_others[None, :]
-    itself = ops.arange(n)[:, None] == ops.arange(ops.shape(of_others)[0])[None, :]
+    itself = ops.arange(ops.shape(labels)[0])[:, None] == ops.arange(ops.shape(of_others)[0])[None, :]
     negative = ops.logical_and(ops.logical_not(same), of_others[None, :] >= 0)
-    similarity = ops.matmul(embeddings, ops.transpose(others))
-    return similarity, ops.logical_and(same, ops.logical_not(itself)), negative
+    return _cosines(embeddings, memory), ops.logical_and(same, ops.logical_not(itself)), negative
 
 
 @keras.saving.register_keras_serializable("triplet_miner")
