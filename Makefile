@@ -93,7 +93,7 @@ docs: .venv/installed ## write docs/commands.md anew from what each command's --
 verify: .venv/installed ## every file below RUN_DIR against its manifest
 	@$(PY) -m pipeline.records verify "$(RUN_DIR)"
 
-AT_ONCE := --numprocesses logical --maxprocesses 4 --dist loadfile
+AT_ONCE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: .venv/installed ## the tests but the slow ones
 	$(PY) -m pytest $(AT_ONCE) -m "not slow" $(ARGS)

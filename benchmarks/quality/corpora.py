@@ -119,7 +119,7 @@ class Corpora:
 CORPORA = {
     "omniglot": Corpora(name="Omniglot, two small sets with turns", make=omniglot),
     "cities": Corpora(name="city names across scripts", make=city_names, tuned_on=1 / 3, rates=(0.1, 0.03, 0.3, 0.01)),
-    "kanji": Corpora(name="kanji in 24 fonts", make=kanji_in_fonts, tuned_on=1 / 3),
+    "kanji": Corpora(name="kanji in 24 fonts", make=kanji_in_fonts, tuned_on=1 / 3, rates=(3e-3, 1e-3, 1e-2, 3e-2)),
     "banking77": Corpora(name="BANKING77 with MiniLM", make=intents, rates=(5e-5, 2e-5, 2e-4, 1e-5)),
     "fashion-mnist": Corpora(name="Fashion-MNIST, a fifth of it", make=fashion_mnist),
 }

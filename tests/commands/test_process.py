@@ -271,7 +271,7 @@ from pipeline import mine
 from pipeline.files.layout import Run
 while not Run(Path(sys.argv[1])).round(2).manifest.exists():
     mine.main(["--run_dir", sys.argv[1]])
-    time.sleep(.1)
+    time.sleep(.5)
 """
 TRAINER = """
 import sys, time
@@ -284,7 +284,7 @@ while not Run(Path(sys.argv[1])).round(3).checkpoint.exists():
         train.main(["--run_dir", sys.argv[1]])
     except InputError as error:
         assert "nothing is mined" in str(error)
-    time.sleep(.1)
+    time.sleep(.5)
 """
 
 

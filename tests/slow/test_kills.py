@@ -1,4 +1,4 @@
-"""`make test-faults` with fewer kills."""
+"""`make test-faults` with fewer kills; those of rounds are in test_rounds_killed.py."""
 
 import faults
 import pytest
@@ -13,8 +13,7 @@ def test_bad_input(name, mined, tmp_path):
 
 
 def test_kills_change_nothing(tmp_path):
-    done = faults.kills("digits", tmp_path, 9, seed=1)
+    done = faults.kills("digits", tmp_path, 6, seed=1, rounds=False)
     hit = {kill.stage for kill in done if not kill.was_done}
-    stages = {"ingest", "warm-up", "embed", "scan", "write", "train", "plan", "round 0", "round 1"}
-    assert len(hit) >= 7 and hit <= stages
+    assert len(hit) >= 5 and hit <= {"ingest", "warm-up", "embed", "scan", "write", "train"}
     assert all(kill.same for kill in done), [kill for kill in done if not kill.same]

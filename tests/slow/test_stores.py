@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 from conftest import command, copied
 
+from pipeline import ingest, rounds
 from pipeline.corpus.corpus import Corpus
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets
@@ -52,14 +53,13 @@ def read(store, name):
     return json.loads((store / f"bucket%2Frun%2F{name.replace('/', '%2F')}").read_text())
 
 
-def test_rounds_are_those_of_a_disk(store, digits, tmp_path):
-    ran("pipeline.ingest", "--source", "digits")
-    ran("pipeline.rounds", "--rounds", "1", "--recipe", "plain")
+def test_rounds_are_those_of_a_disk(store, tmp_path):
     local = tmp_path / "local"
     for module, *arguments in (
-        ("pipeline.ingest", "--source", "digits"), ("pipeline.rounds", "--rounds", "1", "--recipe", "plain")
+        (ingest, "--source", "digits"), (rounds, "--rounds", "1", "--recipe", "plain")
     ):  # fmt: skip
-        assert command(module, "--run_dir", local, *arguments).returncode == 0
+        ran(module.__name__, *arguments)
+        assert module.main(["--run_dir", str(local), *arguments]) == 0
     found = read(store, "rounds/0000/triplets/triplets.json")["triplet_digest"]
     assert found == json.loads(Run(local).round(0).manifest.read_text())["triplet_digest"]
     assert read(store, "best/best.json") == json.loads(Run(local).best.read_text())

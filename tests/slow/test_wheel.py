@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["ingest", "init", "warmup", "mine", "train", "rounds", "evaluate", "embed", "report", "records"]
 WORKERS = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 
 
@@ -52,7 +51,7 @@ def test_installed_commands_work_beside_a_users_own_modules(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    for name in COMMANDS:
+    for name in ("warmup", "evaluate", "embed"):  # the others are called below
         assert f"{name} [-h]" in run(name, "--help")
     run("ingest", "--run_dir", ".", "--source", "digits")
     run("init", "--run_dir", ".")
