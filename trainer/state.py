@@ -45,13 +45,20 @@ def _read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     return values
 
 
+def _kind(optimizer: Any) -> str:
+    """What two optimizers have in common if one can take up the other's variables."""
+    return f"{type(optimizer).__name__} {[tuple(variable.shape) for variable in optimizer.variables]}"
+
+
 def save_optimizer(optimizer: Any, path: Path, digest: str) -> None:
     """The optimizer's variables beside the checkpoint they belong to: rounds are too short to start Adam anew."""
-    storage.save_arrays(path, key=np.array(digest), **_named("optimizer", optimizer.variables))
+    variables = _named("optimizer", optimizer.variables)
+    storage.save_arrays(path, key=np.array(digest), kind=np.array(_kind(optimizer)), **variables)
 
 
 def restore_optimizer(optimizer: Any, model: keras.Model, path: Path, digest: str) -> None:
-    """Takes up the state that `save_optimizer` left for the checkpoint with that digest, if it did.
+    """Takes up the state that `save_optimizer` left for the checkpoint with that digest, if it did. That of another
+    kind of optimizer, as a warm-up's Adam is for RMSprop, is left aside.
 
     Raises:
       InputError: if it is damaged or of another checkpoint: without it the weights would end elsewhere.
@@ -59,12 +66,15 @@ def restore_optimizer(optimizer: Any, model: keras.Model, path: Path, digest: st
     optimizer.build(model.trainable_variables)
     if not path.exists():
         return
-    values = _read(path, ["key", *_names("optimizer", optimizer.variables)])
+    values = _read(path, ["key", "kind"])
     if str(values["key"]) != digest:
         raise InputError(
             f"{path} belongs to checkpoint {str(values['key'])[:12]}, not to {digest[:12]} beside it. Put the one of "
             f"this checkpoint back, or remove it: then the optimizer starts anew."
         )
+    if str(values["kind"]) != _kind(optimizer):
+        log.info("%s is of another optimizer: %s starts anew", path, type(optimizer).__name__)
+        return
     _assign(optimizer.variables, values, "optimizer")
 
 

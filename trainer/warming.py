@@ -17,7 +17,7 @@ from pipeline.embedding.machine import device_name
 from pipeline.embedding.network import load_network
 from pipeline.embedding.store import mean_norm
 from pipeline.errors import InputError
-from pipeline.files import manifests
+from pipeline.files import manifests, storage
 from pipeline.files.layout import Run
 from pipeline.mining.mined import collapse
 from pipeline.process.commands import log, postponed_stop
@@ -66,10 +66,11 @@ class WarmedUp:
             loss = f"loss {self.first_loss:.4f} to {self.last_loss:.4f}"
             what = f"warm-up: {self.steps} steps, {loss} in {self.seconds:.0f} s"
         if said := collapse(self.mean_norm):
+            folder = storage.location(self.path).parent
             what += (
-                f"\n  {said} Remove {self.path} and warm up anew, with another "
-                f"--learning_rate than {self.options.learning_rate:g}, more --steps, or another --margin than "
-                f"{self.options.margin:g}."
+                f"\n  {said} Remove the folder {folder}. If the network is your own, make it anew with trainer.init. "
+                f"Then warm up with another --learning_rate than {self.options.learning_rate:g}, more --steps, or "
+                f"another --margin than {self.options.margin:g}."
             )
         return f"{what}\n  {self.path}   next: python -m pipeline.mine --run_dir {self.run_dir}"
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pipeline.corpus.corpus import Split
 from pipeline.corpus.manifest import Feature
-from pipeline.embedding.network import UNIT, Network, output_dim
+from pipeline.embedding.network import UNIT, Network, output_dim, unit_tolerance
 from pipeline.errors import InputError
 from pipeline.triplets.rows import to_grid
 
@@ -33,7 +33,8 @@ class Embedder:
             return network.model(tf.nest.map_structure(_padded, inputs.of_records(records)), training=False)
 
         self._embed_batch = embed_batch.get_concrete_function()  # traced here, once: threads would each do it
-        self.dim = output_dim(self._embed_batch.structured_outputs, network.name)
+        output = self._embed_batch.structured_outputs
+        self.dim, self._tolerance = output_dim(output, network.name), unit_tolerance(output.dtype)
 
     def __call__(self, records: list[bytes], first_row: int = 0) -> np.ndarray:
         """float32 [n, dim], L2-normalised, on the grid. `first_row` only names rows in errors."""
@@ -46,9 +47,9 @@ class Embedder:
             return vectors[: len(batch)]
 
         with ThreadPoolExecutor(CALLS) as calls:
-            embeddings = np.concatenate(list(calls.map(embed, range(0, len(records), BATCH))))
+            embeddings = np.concatenate(list(calls.map(embed, range(0, len(records), BATCH)))).astype(np.float32)
         norm = np.linalg.norm(embeddings, axis=1)
-        bad = np.flatnonzero(~(np.abs(norm - 1) < UNIT))
+        bad = np.flatnonzero(~(np.abs(norm - 1) < self._tolerance))
         if len(bad):
             what = {0: "zero"}.get(norm[bad[0]], f"of length {norm[bad[0]]:.4g}")
             raise InputError(
@@ -57,7 +58,7 @@ class Embedder:
                 f"Train from an earlier checkpoint, or end the network with keras.layers.UnitNormalization(), as "
                 f"trainer.init does where it is missing."
             )
-        return to_grid(embeddings.astype(np.float32))
+        return to_grid(embeddings if self._tolerance == UNIT else embeddings / norm[:, None])
 
     def chunks(self, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows, int64 [n], and their embeddings, float32 [n, dim], of a whole split, CHUNK_ROWS at a time."""

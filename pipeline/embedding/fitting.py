@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pipeline.corpus.manifest import Feature
 from pipeline.embedding.decoding import Inputs
-from pipeline.embedding.network import UNIT, Network, layers_of, output_dim
+from pipeline.embedding.network import Network, layers_of, output_dim, unit_tolerance
 from pipeline.errors import InputError
 from pipeline.process.commands import log
 
@@ -39,10 +39,11 @@ def fit_network(network: Network, feature: Feature, records: list[bytes]) -> Net
             raise
         raise InputError(f"{network.name} cannot take a row of the corpus: {str(error)[:500]}") from error
     output_dim(output, network.name)
-    length = float(np.linalg.norm(output[:1]))
-    if np.isfinite(length) and abs(length - 1) >= UNIT:
+    length = float(np.linalg.norm(tf.cast(output[:1], tf.float32)))
+    if np.isfinite(length) and abs(length - 1) >= unit_tolerance(output.dtype):
         log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", network.name, length)
-        model = keras.Model(model.input, keras.layers.UnitNormalization(name="normalised")(model.output))
+        unit = keras.layers.UnitNormalization(name="normalised", dtype="float32")
+        model = keras.Model(model.input, unit(model.output))
     modules = {type(layer).__module__.partition(".src.")[0] for layer in (model, *layers_of(model))}
     foreign = modules - {"keras", "__main__"}
     open_sizes = not own and None in model.inputs[0].shape[1:]

@@ -108,13 +108,17 @@ class Network:
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint, and before it what belongs to it."""
+        extras = path.parent / EXTRAS
         if self.extras != Extras():
-            manifests.write(path.parent / EXTRAS, self.extras)
+            manifests.write(extras, self.extras)
+        else:
+            extras.unlink(missing_ok=True)  # of a network that was here before
         storage.write_checked(path, self.model.save)
 
 
 EXTRAS = "network.json"
-UNIT = 1e-3  # how far from 1 the length of an embedding may be
+UNIT = 1e-3  # how far from 1 the length of an embedding may be, see unit_tolerance
+UNIT_OF_HALF = 1e-2  # of numbers of 16 bits: bfloat16 rounds each by up to .4 %
 
 
 def load_network(path: Path) -> Network:
@@ -136,8 +140,11 @@ def load_network(path: Path) -> Network:
 def copy_checkpoint(source: Path, target: Path) -> None:
     """Copies a .keras file and what belongs to it."""
     _check_whole(source)
-    if (extras := source.parent / EXTRAS).exists():
-        storage.write_atomically(target.parent / EXTRAS, functools.partial(shutil.copyfile, storage.local_copy(extras)))
+    extras, ours = source.parent / EXTRAS, target.parent / EXTRAS
+    if extras.exists():
+        storage.write_atomically(ours, functools.partial(shutil.copyfile, storage.local_copy(extras)))
+    else:
+        ours.unlink(missing_ok=True)
     storage.write_checked(target, functools.partial(shutil.copyfile, storage.local_copy(source)))
 
 
@@ -212,6 +219,11 @@ def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
         if isinstance(layer, keras.Model):
             yield from layers_of(layer)
         yield layer
+
+
+def unit_tolerance(dtype: Any) -> float:
+    """How far from 1 the length of an embedding of a dtype may be."""
+    return UNIT_OF_HALF if keras.backend.standardize_dtype(dtype) in ("float16", "bfloat16") else UNIT
 
 
 def output_dim(output: Any, name: Path | str) -> int:

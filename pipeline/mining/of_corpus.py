@@ -15,7 +15,7 @@ from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.manifest import Feature
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.fitting import fit_network
-from pipeline.embedding.network import Extras, Network, copy_checkpoint, load_network
+from pipeline.embedding.network import EXTRAS, Extras, Network, copy_checkpoint, load_network
 from pipeline.embedding.store import GIVEN, EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
@@ -68,6 +68,7 @@ def mine_corpus(
     """
     if (model is None) == (embeddings is None):
         raise InputError("mine_corpus takes either a model or embeddings")
+    options = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     of_packs = {field.name for field in fields(PackOptions)} & options.keys()
     packing = PackOptions(**{name: options.pop(name) for name in of_packs})
     mining = MiningOptions(negatives=kind_shares(kind), **options)
@@ -79,9 +80,10 @@ def mine_corpus(
             round, digest = _with_model(corpus, _network_of(model, corpus.feature, preprocess))
         try:
             return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
-        except InputError:
+        except BaseException:
             if Run(corpus.run_dir).newest_checkpoint() != before:  # ours: it would be in the way of the next try
-                for path in (round.checkpoint, round.checkpoint.with_suffix(".sha256")):
+                folder, checksum = round.checkpoint.parent, round.checkpoint.with_suffix(".sha256")
+                for path in (round.checkpoint, checksum, folder / EXTRAS):
                     path.unlink(missing_ok=True)
             raise
 

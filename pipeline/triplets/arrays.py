@@ -115,7 +115,8 @@ def refuse_missing(label: np.ndarray) -> None:
 
 def kind_shares(kind: str | Mapping[str, float]) -> tuple[tuple[str, float], ...]:
     """Kinds and shares, of one kind's name or of a mapping."""
-    return tuple(kind.items()) if isinstance(kind, Mapping) else ((kind, 1.0),)
+    pairs = kind.items() if isinstance(kind, Mapping) else [(kind, 1.0)]
+    return tuple((str(name), float(share)) for name, share in pairs)
 
 
 def normalised(embeddings: Any) -> np.ndarray:
@@ -150,7 +151,9 @@ def _is_missing(value: Any) -> bool:
 
 def codes_of(what: str, values: Any) -> np.ndarray:
     """int64 [n]: equal where the values are equal, ordered as they are; -1 for None and NaN."""
-    found = np.asarray(_on_the_host(values))
+    values = _on_the_host(values)
+    # Of a list NumPy would make one type: of strings with a NaN among them strings, and "nan" one more class.
+    found = np.asarray(values) if hasattr(values, "__array__") else np.array(values, object)
     missing = np.array([_is_missing(value) for value in found.ravel().tolist()], bool)
     codes = np.full(found.size, -1, np.int64)
     try:

@@ -40,8 +40,8 @@ class Rule:
             raise InputError(f"pick must be random or nearest; found {self.pick!r}")
         if not 0 < self.margin <= 4:
             raise InputError(f"margin must be above 0 and at most 4 (distances are 0 to 4); found {self.margin}")
-        if self.positives < 1 or self.positives != int(self.positives):
-            raise InputError(f"positives must be at least 1; found {self.positives}")
+        if not isinstance(self.positives, int | np.integer) or self.positives < 1:
+            raise InputError(f"positives must be a whole number of at least 1; found {self.positives}")
         if not 0 <= self.min_negative_distance < 4:
             raise InputError(f"min_negative_distance must be in [0, 4); found {self.min_negative_distance}")
         if not 0 <= self.min_negative_ratio <= 100:

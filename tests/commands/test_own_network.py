@@ -68,6 +68,9 @@ def test_augmentation_is_seen_in_training_alone(bare):
 def test_a_model_in_memory_that_takes_what_a_function_makes(texts, tmp_path):
     keras.utils.set_random_seed(0)
     corpus, model = Corpus.open(copied(texts, tmp_path)), own_networks.two_inputs(())
+    with pytest.raises(InputError, match="packs that are spread take no positives"):
+        mine_corpus(corpus, model, preprocess="own_networks:letters", packs="spread", positives=2)
+    assert not [*Run(corpus.run_dir).round(0).checkpoint.parent.iterdir()]  # network.json: the next model's too
     mined = mine_corpus(corpus, model, preprocess="own_networks:letters", pack_rows=3)
     assert mined.triplets and mine_corpus(corpus, model, preprocess="own_networks:letters", pack_rows=3).round == 0
     assert train_newest(mined.run_dir, TrainOptions(learning_rate=1e-4)).metrics is not None

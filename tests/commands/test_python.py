@@ -196,7 +196,8 @@ def test_what_is_refused_is_not_in_the_way(corpus, tmp_path):
     for model, options in ((wide, {}), (network(), {"packs": "spread", "positives": 2, "fill": 2})):
         with pytest.raises(InputError):
             mine_corpus(corpus, model, pack_rows=32, **options)
-    assert mine_corpus(corpus, network(1), pack_rows=64).round == 0
+    mined = mine_corpus(corpus, network(1), pack_rows=np.int64(64), margin=np.float64(0.3), seed=np.int64(1))
+    assert mined.round == 0 and train_newest(corpus.run_dir).round == 0
 
 
 def test_labels_that_are_missing_or_too_large_are_refused():

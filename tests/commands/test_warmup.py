@@ -77,6 +77,7 @@ def test_a_collapse_is_said(small_run, capsys):
     assert warmup.main(["--run_dir", str(small_run), "--steps", "20", "--learning_rate", "3"]) == 0
     said = capsys.readouterr().out
     assert "COLLAPSED: all embeddings lie together" in said and "another --learning_rate than 3" in said
+    assert "If the network is your own, make it anew with trainer.init" in said  # a warm-up alone would make ours
 
 
 def test_a_loss_that_is_no_number_ends_it_at_once(small_run):

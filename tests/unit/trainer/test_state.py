@@ -83,6 +83,9 @@ def test_an_optimizer_is_taken_up_for_its_own_checkpoint_only(tmp_path):
     fresh = keras.optimizers.Adam()
     restore_optimizer(fresh, model, path, "digest")
     assert int(fresh.iterations) == 2
+    for other in (keras.optimizers.RMSprop(), keras.optimizers.Adam(use_ema=True), keras.optimizers.Adamax()):
+        restore_optimizer(other, model, path, "digest")
+        assert int(other.iterations) == 0
     with pytest.raises(InputError, match="optimizer.npz belongs to checkpoint digest, not to other beside it"):
         restore_optimizer(fresh, model, path, "other")
     path.write_bytes(path.read_bytes()[:-1])

@@ -41,6 +41,7 @@ def test_arrays_in_memory_give_the_triplets_of_the_run_directory(fresh_run, pick
         (np.ones(4), [0] * 4, r"found \(4,\)"),
         (np.array([[1.0, 0], [0, 0], [np.nan, 1]]), [0, 0, 1], r"2 embeddings are zero or not finite: rows \[1, 2\]"),
         (np.ones((4, 2)), ["a", None, "b", float("nan")], r"2 labels are None or NaN: rows \[1, 3\]. Leave"),
+        (np.ones((3, 2)), ["a", float("nan"), "b"], r"1 labels are None or NaN: rows \[1\]"),
         (np.ones((3, 2)), ["a", 1, None], "labels that cannot be ordered.*Give them one type"),
     ],
 )
@@ -53,7 +54,7 @@ def test_groups_and_copies_are_kept_apart():
     rng = np.random.default_rng(0)
     label, group, content = (rng.integers(0, n, 300) for n in (8, 40, 120))
     vectors = rng.standard_normal((120, 6))[content]
-    groups = [None if number < 10 else f"g{number}" for number in group]
+    groups = [float("nan") if number < 10 else f"g{number}" for number in group]
     found = mine_triplets(vectors, label, margin=4.0, positives=4, groups=groups, contents=content)
     assert len(found) > 300
     assert (content[found.anchor] != content[found.positive]).all()
