@@ -57,7 +57,6 @@ setup(
     extras_require={
         "bench": ["faiss-cpu>=1.9", "matplotlib>=3.9"],
         "gs": ["gcsfs>=2024.6"],
-        "hdfs": ["pyarrow>=15"],
         "hub": ["keras-hub>=0.32,<0.33", "tensorflow-text>=2.20.1,<2.22"],
         "pandas": ["pandas>=2"],
         "s3": ["s3fs>=2024.6"],

@@ -31,7 +31,7 @@ _PUBLIC = {  # imported when they are asked for: `import pipeline` loads neither
     "mine_triplets": "pipeline.triplets.arrays",
     "read_packs": "pipeline.mining.manifest",
 }
-__all__ = ["Corpus", "InputError", "mine_corpus", "mine_triplets", "read_packs"]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -47,7 +47,7 @@ def location(text: str | Path) -> Path:
         path.fs  # noqa: B018  imports what the protocol needs
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"{text}: {error}. The extras gs, s3 and hdfs bring what those need: pip install .[s3]"
+            f"{text}: {error}. The extras gs and s3 bring what those need: pip install .[s3]"
         ) from None
     return path  # type: ignore[return-value]
 
