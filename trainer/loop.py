@@ -72,10 +72,11 @@ class Totals:
         self.idle += triplets == 0
 
     def mean(self) -> Epoch:
-        each = {name: self.sums[name] / self.triplets for name in ("d_ap", "d_an")}
+        counted = max(self.triplets, 1)  # a callback may have ended it before the first triplet
+        each = {name: self.sums[name] / counted for name in ("d_ap", "d_an")}
         return Epoch(
-            loss=self.sums["loss"] / (self.steps - self.idle), memory_loss=self.sums["memory_loss"] / self.steps,
-            active_share=self.sums["active"] / self.triplets, triplets=self.triplets, **each,
+            loss=self.sums["loss"] / max(self.steps - self.idle, 1), triplets=self.triplets, **each,
+            memory_loss=self.sums["memory_loss"] / self.steps, active_share=self.sums["active"] / counted,
         )  # fmt: skip
 
 
@@ -146,8 +147,8 @@ def train_newest(
       run_dir: with a mined round.
       schedule: of the learning rate over several rounds; None for this round alone.
       save_seconds: between two saves of what an interrupted training goes on from, at the least.
-      callbacks: called as `model.fit` would; a step is a batch. One that sets `model.stop_training` ends the round.
-        With callbacks each step waits until its loss is read.
+      callbacks: called as `model.fit` would; a step is a batch. One that sets `model.stop_training` ends the round,
+        after the step that is under way. With callbacks each step waits until its loss is read.
     Raises:
       InputError: if nothing is mined, a file is not what its manifest says, or the loss is no number.
       Locked: if another process trains there.
@@ -191,6 +192,9 @@ def train_held(
 
 def optimizer_of(options: TrainOptions) -> Any:
     """The optimizer that the options name."""
+    if '"learning_rate"' in options.optimizer:
+        what = f"optimizer {options.optimizer!r} has a learning_rate, and each step sets another"
+        raise InputError(f"{what}. Leave it out, and give --learning_rate.")
     try:
         config = json.loads(options.optimizer) if options.optimizer.startswith("{") else options.optimizer
         return keras.optimizers.get(config)
@@ -270,19 +274,12 @@ class Training:
         )  # fmt: skip
         digests = [manifest.triplet_digest, manifest.checkpoint_digest]
         shaped_by = [*digests, options, schedule, self.replicas, network.extras]
-        remembered = [self.memory.embedding] if self.memory else []
-        self.state = Resumable(
-            state_path(round), shaped_by, network.model, optimizer, Progress(), save_seconds, remembered
-        )
+        more = [self.memory.embedding] if self.memory else []
+        self.state = Resumable(state_path(round), shaped_by, network.model, optimizer, Progress(), save_seconds, more)
         self.taken: list[Taken] = []
         self.read = time.monotonic()
-        self.steps_before = self._steps_before()
-
-    def _steps_before(self) -> int:
-        """How many steps on mined triplets led to the checkpoint."""
-        before = Round(self.round.run, self.round.number - 1).metrics
-        metrics = manifests.read_if_there(before, Metrics, round=self.round.number - 1)
-        return metrics.total_steps if metrics else 0
+        before = manifests.read_if_there(Round(round.run, round.number - 1).metrics, Metrics, round=round.number - 1)
+        self.steps_before = before.total_steps if before else 0
 
     def batches(self, epoch: int, first_batch: int = 0) -> Any:
         """A tf.data.Dataset of what a step takes; where one GPU trains, it copies there ahead."""
@@ -327,6 +324,8 @@ class Training:
                 for _ in self._epoch(progress, steps):
                     if self.callbacks.callbacks or time.monotonic() - self.read > READ_SECONDS:
                         look()
+                    if self.network.model.stop_training:
+                        break
                     stop_if_asked()
                     if self.state.is_due():
                         save()
@@ -342,6 +341,7 @@ class Training:
             rate = self.schedule.learning_rate(self.options.learning_rate, self.round.number, done / steps)
             self.optimizer.learning_rate = rate
             triplets, rows = sum(len(b["triplets"]) for b in group), sum(rows_of(b["inputs"]) for b in group)
+            self.callbacks.on_train_batch_begin(progress.totals.steps)
             self.taken.append(
                 Taken(values=self.step(group), batches=len(group), triplets=triplets, rows=rows, learning_rate=rate)
             )
@@ -370,13 +370,12 @@ class Training:
             with logs.as_default(step=self.steps_before + progress.step):
                 for name, value in seen.items():
                     tf.summary.scalar(name, value)
-            self.callbacks.on_train_batch_end(progress.step - 1, seen)
+            self.callbacks.on_train_batch_end(progress.totals.steps - 1, seen)
 
     def _end_epoch(self, progress: Progress) -> str:
         """Takes up an epoch that is done. Returns what ends the round, `epochs` if nothing else does."""
-        epoch = progress.totals.mean()
+        epoch, progress.totals = progress.totals.mean(), Totals()
         progress.epochs.append(epoch)
-        progress.totals = Totals()
         log.info("epoch %d: %s", len(progress.epochs), epoch)
         self.callbacks.on_epoch_end(len(progress.epochs) - 1, msgspec.to_builtins(epoch))
         if self.network.model.stop_training:

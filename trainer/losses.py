@@ -142,6 +142,8 @@ class MemoryLoss(keras.losses.Loss):
     y_true: integers [r], labels; or [r, 2], labels and each row's own place in the memory, -1 for none, so that it is
     not its own positive; all below 2^24, for Keras makes them float32. y_pred: [r, dim], L2-normalised.
 
+    A saved model has no memory in it: `keras.saving.load_model(path, compile=False)`, then compile with a new loss.
+
     Args:
       memory: float32 [n, dim], L2-normalised. labels: integers [n].
       temperature: of cosines.

@@ -30,7 +30,7 @@ from pipeline.reporting.results import Best, Evaluation, Measures, Metrics, wors
 from trainer.first import write_first
 from trainer.loop import Schedule, event_log, train_held
 from trainer.measures.baselines import measure_baselines
-from trainer.measures.evaluation import evaluate_rounds
+from trainer.measures.evaluation import evaluate_rounds, kept_checkpoint
 from trainer.measures.retrieval import has_queries
 from trainer.options import InitOptions
 from trainer.recipe import Recipe, read_recipe
@@ -111,7 +111,7 @@ class Done:
 def run_rounds(
     run_dir: Path | str,
     rounds: int = 3,
-    recipe: Recipe | str = "best",
+    recipe: Recipe | Path | str = "best",
     beam_options: PipelineOptions | None = None,
     patience: int | None = None,
 ) -> Done:
@@ -128,7 +128,7 @@ def run_rounds(
         the embeddings have collapsed.
     """
     run_dir = storage.location(run_dir)
-    recipe = read_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = read_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
     with lock.hold(run_dir, lock.MINER, lock.TRAINER):
         state = Rounds(run_dir, beam_options or in_process())
         why = state.follow(state.plan(rounds, recipe, patience))
@@ -297,8 +297,9 @@ class Rounds:
         if history:
             number = max(history, key=lambda n: (history[n], -n))
             best = replace(best, round=number, validation_map_at_r=history[number])
-        source = self.run.round(best.round).checkpoint
-        copy_checkpoint(source, self.run.best_checkpoint)
+        source = kept_checkpoint(self.run, best.round)
+        if source != self.run.best_checkpoint:
+            copy_checkpoint(source, self.run.best_checkpoint)
         manifests.write(self.run.best, best)
         return best
 

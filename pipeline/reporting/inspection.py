@@ -59,7 +59,8 @@ def _as_text(value: bytes) -> str:
 
 
 def problems(directory: Path) -> Iterator[str]:
-    """Where shards of a run directory are not what their manifests list: checksums, CRCs, counts, extra files.
+    """Where shards of a run directory are not what their manifests list: checksums, CRCs, counts, extra files. And
+    checkpoints and embeddings that are not what was written.
 
     directory: may be a part of one too: its corpus, its rounds, a round, triplets.
     """
@@ -97,3 +98,14 @@ def problems(directory: Path) -> Iterator[str]:
         for extra in sorted(set(storage.names(path.parent)) - {shard.file for shard in shards}):
             if extra.endswith(".tfrecord") and not extra.startswith("."):
                 yield f"{path.parent / extra} is not listed in {path}. Readers leave it alone; remove it."
+    yield from _changed(directory)
+
+
+def _changed(directory: Path) -> Iterator[str]:
+    """Checkpoints and embeddings of which the checksum beside them tells that they were changed."""
+    files = ("best/*.keras", "checkpoint/*.keras", "embeddings/*/*.npy")
+    patterns = [above + file for file in files for above in ("", "*/", "*/*/")]  # of a round, of rounds, of a run
+    for path in [path for pattern in patterns for path in sorted(directory.glob(pattern), key=str)]:
+        if storage.is_as_written(path) is False:
+            beside = f"{path.with_suffix('.sha256').name} beside it is of another"
+            yield f"{path} was changed since it was written: {beside}. Restore it, or make {path.parent} again."

@@ -1,6 +1,7 @@
 """How good checkpoints are, by the command."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -11,12 +12,12 @@ from conftest import copied
 from pipeline import ingest
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
-from pipeline.embedding.network import load_network
+from pipeline.embedding.network import copy_checkpoint, load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Run
-from pipeline.reporting.results import Evaluation
-from trainer import evaluate, init, warmup
+from pipeline.reporting.results import Best, Evaluation
+from trainer import evaluate, evaluate_embeddings, init, warmup
 from trainer.measures.retrieval import retrieval
 
 
@@ -88,6 +89,36 @@ def test_texts_stand_beside_their_words_and_characters(tmp_path, capsys):
     baselines = told(capsys, tmp_path / "run", "--retrieval_only")["baselines"]
     assert set(baselines) == {"TF-IDF of words", "TF-IDF of characters"}
     assert all(found["map_at_r"] > 0.5 for found in baselines.values())
+
+
+def test_the_best_rounds_checkpoint_is_found_in_best_where_its_own_is_gone(small_run, capsys):
+    run = Run(small_run)
+    before = told(capsys, small_run, "--retrieval_only")["measures"]["round 0"]
+    for target in (run.best_checkpoint, run.round(1).checkpoint):
+        copy_checkpoint(run.round(0).checkpoint, target)
+    shutil.rmtree(run.round(0).checkpoint.parent)  # somebody made room
+    manifests.write(run.best, Best(round=0, validation_map_at_r=0.5))
+    assert told(capsys, small_run, "--retrieval_only")["measures"] == {"round 0, best": before}
+    assert told(capsys, small_run, "--retrieval_only", "--round", "0")["measures"] == {"round 0": before}
+    manifests.write(run.best, Best(round=1, validation_map_at_r=0.5))
+    with pytest.raises(InputError, match="round 0 has no checkpoint; the newest is round 1's"):
+        evaluate.main(["--run_dir", str(small_run), "--round", "0"])
+
+
+def test_a_split_too_small_for_a_probe_goes_without(tmp_path, capsys):
+    """Half of a, a, a, b is of one class."""
+    vectors, labels = np.eye(4, dtype=np.float32), ["a", "a", "a", "b"]
+    assert evaluate_embeddings(vectors, labels, retrieval_only=False)["linear_probe"] is None
+    np.savez(
+        tmp_path / "v.npz", vectors=np.concatenate([vectors] * 2), labels=np.array(labels * 2),
+        split=np.repeat(["train", "eval"], 4),
+    )  # fmt: skip
+    run = ["--run_dir", str(tmp_path / "run")]
+    assert ingest.main([*run, "--source", f"arrays:{tmp_path}/v.npz"]) == 0 and init.main(run) == 0
+    capsys.readouterr()
+    assert evaluate.main(run) == 0
+    _, head, _, measured, *_ = capsys.readouterr().out.splitlines()
+    assert head.split()[-1] == "probe" and measured.startswith("round 0 ") and measured.split()[-1] == "-"
 
 
 def test_a_round_or_a_checkpoint_that_is_not_there_and_a_damaged_split_are_refused(small_run):

@@ -11,6 +11,7 @@ from conftest import copied, edit, packs_of
 
 from pipeline import records
 from pipeline.corpus.corpus import Corpus
+from pipeline.embedding.network import copy_checkpoint
 from pipeline.errors import InputError
 from pipeline.files import tfrecords
 from pipeline.files.layout import Run
@@ -38,6 +39,27 @@ def test_verify_finds_what_is_wrong(small_mined, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "is not what" in said and "stranger.tfrecord is not listed" in said and "index.npy is missing" in said
     assert said.endswith("\n3 problems\n")
+
+
+def test_verify_finds_checkpoints_and_embeddings_that_were_changed(small_mined, tmp_path, capsys):
+    run = Run(copied(small_mined, tmp_path))
+    checkpoint, embeddings = run.round(0).checkpoint, next(run.round(0).path.glob("embeddings/*/*.npy"))
+    copy_checkpoint(checkpoint, run.best_checkpoint)
+    assert records.main(["verify", str(run.path)]) == 0
+    for path in (run.best_checkpoint, checkpoint, embeddings):
+        flip(path, 1000)
+    capsys.readouterr()
+    assert records.main(["verify", str(run.path)]) == 4
+    *found, last = capsys.readouterr().out.splitlines()
+    assert last == "3 problems" and [line.partition(" was changed since it was written: ")[::2] for line in found] == [
+        (str(path), f"{path.stem}.sha256 beside it is of another. Restore it, or make {path.parent} again.")
+        for path in (run.best_checkpoint, checkpoint, embeddings)
+    ]
+    assert records.main(["verify", str(run.round(0).path)]) == 4
+    assert capsys.readouterr().out.endswith("\n2 problems\n")
+    for path in (run.best_checkpoint, checkpoint, embeddings):
+        path.with_suffix(".sha256").unlink()
+    assert records.main(["verify", str(run.path)]) == 0, "nothing tells what they were"
 
 
 def test_verify_looks_at_a_part_of_a_run_directory_and_at_nothing_else(small_mined, tmp_path, capsys, monkeypatch):

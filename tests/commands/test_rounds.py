@@ -23,7 +23,7 @@ from pipeline.reporting.results import Best, Epoch, Evaluation, Metrics
 from trainer import init
 from trainer.measures.evaluation import evaluate_rounds
 from trainer.options import TrainOptions, WarmupOptions
-from trainer.recipe import read_recipe
+from trainer.recipe import SHIPPED, read_recipe
 from trainer.rounds import HEAD, Plan, Rounds, Stretch, run_rounds
 from trainer.warming import warm_up
 
@@ -165,6 +165,21 @@ def test_they_end_after_patience_and_the_best_checkpoint_is_kept(small_mined, tm
     assert manifests.read(run.best, Best) == Best(round=2, validation_map_at_r=0.7)
     assert run.best_checkpoint.read_bytes() == b"checkpoint 2"
     assert not run.round(5).path.exists(), "round 4 is neither mined nor trained"
+
+
+def test_the_best_checkpoint_stays_where_its_rounds_own_is_gone(small_mined, tmp_path):
+    run = handmade(small_mined, tmp_path / "run", [0.5, 0.7, 0.6])
+    plan_of(run, 3)
+    kept = run_rounds(run.path, 3, "plain").best
+    shutil.rmtree(run.round(2).checkpoint.parent)  # somebody made room
+    assert run_rounds(run.path, 3, "plain").best == kept == Best(round=2, validation_map_at_r=0.7)
+    assert run.best_checkpoint.read_bytes() == b"checkpoint 2"
+
+
+def test_a_recipe_may_be_a_path(small_mined, tmp_path):
+    run = handmade(small_mined, tmp_path / "run", [0.5, 0.7, 0.7, 0.6])
+    plan_of(run, 9, patience=2)
+    assert run_rounds(run.path, 9, SHIPPED / "plain.toml", patience=2).best.round == 2
 
 
 def test_a_collapse_is_said_with_what_to_change(small_mined, tmp_path, caplog):

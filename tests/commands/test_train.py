@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import keras
 import msgspec
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.mining.manifest import open_triplets
 from pipeline.reporting.results import Metrics
-from trainer import init, train
-from trainer.loop import Schedule, train_newest
+from trainer import TripletLoss, init, train, triplet_dataset
+from trainer.loop import Schedule, Totals, train_newest
 from trainer.options import TrainOptions
 
 
@@ -117,6 +118,49 @@ def test_a_round_ends_when_too_few_triplets_are_active(run, capsys):
     assert "ended after epoch 1: too few triplets are still active (--min_active)" in capsys.readouterr().out
 
 
+class Called(keras.callbacks.Callback):
+    """Writes down what it is called with, and ends training in a batch of the second epoch."""
+
+    def __init__(self, stop):
+        super().__init__()
+        self.stop, self.calls = stop, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.calls.append(("epoch begins", epoch))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.calls.append(("begins", batch))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.calls.append(("ends", batch))
+        self.model.stop_training = ("epoch begins", 1) in self.calls and batch == self.stop
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.calls.append(("epoch ends", epoch))
+
+
+@pytest.mark.parametrize("stop", [0, 1])
+def test_callbacks_are_called_as_fit_calls_them_and_end_a_round_in_a_batch(small_run, stop):
+    assert mine.main(["--run_dir", str(small_run), "--pack_rows", "32", "--fill", "2"]) == 0
+    ours, theirs, round = Called(stop), Called(stop), Run(small_run).round(0)
+    packs = open_triplets(round, Corpus.open(small_run)).packs
+    model = load_network(round.checkpoint).model
+    model.compile("sgd", TripletLoss(0.2))
+    batches = triplet_dataset(small_run, batch_size=32)
+    model.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=[theirs])
+    metrics = train_newest(small_run, TrainOptions(epochs=3), callbacks=[ours]).metrics
+    assert ours.calls == theirs.calls and ours.calls[-2:] == [("ends", stop), ("epoch ends", 1)]
+    assert packs > 2 and metrics.steps == packs + stop + 1 and metrics.stopped_by == "callback"
+    assert metrics.epochs[1].triplets < metrics.epochs[0].triplets
+    assert Run(small_run).round(1).checkpoint.exists()
+
+
+def test_an_epoch_that_ends_before_its_first_triplet_has_a_mean():
+    totals = Totals()
+    totals.add(dict.fromkeys(totals.sums, 0.0), batches=1, triplets=0)
+    assert totals.mean().loss == totals.mean().active_share == totals.mean().d_ap == 0
+
+
 def test_another_loss_trains(run):
     assert train.main(["--run_dir", str(run), "--loss", "contrastive", "--epochs", "2"]) == 0
     metrics = metrics_of(run)
@@ -143,6 +187,13 @@ def test_a_loss_that_is_no_number_ends_it_at_once(run):
         train.main(["--run_dir", str(run), "--learning_rate", "1e38", "--epochs", "50"])
     assert not Run(run).round(0).next.checkpoint.exists()
     assert not (Run(run).round(0).train / "state.npz").exists()
+
+
+def test_an_optimizer_with_a_learning_rate_of_its_own_is_refused(run):
+    optimizer = '{"class_name": "AdamW", "config": {"learning_rate": 0.5}}'
+    with pytest.raises(InputError, match=r"AdamW.* has a learning_rate, .* Leave it out, and give --learning_rate"):
+        train.main(["--run_dir", str(run), "--optimizer", optimizer])
+    assert not Run(run).round(0).next.checkpoint.exists()
 
 
 def test_packs_that_a_batch_cannot_hold_are_refused(run):

@@ -48,13 +48,16 @@ class Evaluated:
         return "\n".join([*lines, worse] if worse else lines)
 
 
-def linear_probe(embeddings: np.ndarray, label: np.ndarray) -> float:
-    """Accuracy of softmax regression on the frozen embeddings: fitted on half of each class, tried on the rest."""
+def linear_probe(embeddings: np.ndarray, label: np.ndarray) -> float | None:
+    """Accuracy of softmax regression on the frozen embeddings: fitted on half of each class, tried on the rest. None
+    where the first half is of one class."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     fitted_on = deal_rows(label, 2) == 0
+    if len(np.unique(label[fitted_on])) < 2:
+        return None
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probe.fit(embeddings[fitted_on], label[fitted_on])
     return float(probe.score(embeddings[~fitted_on], label[~fitted_on]))
@@ -79,9 +82,8 @@ def measure(
     """Every measure of a split's embeddings: see `retrieval`, `verification`, `linear_probe`, `clusters`."""
     found: Measures = dict(retrieval(embeddings, label, query))
     if not retrieval_only:
-        several = len(np.unique(label)) > 1
         found |= verification(embeddings, label)
-        found["linear_probe"] = linear_probe(embeddings, label) if several else None
+        found["linear_probe"] = linear_probe(embeddings, label)
     if nmi:
         found["nmi"] = clusters(embeddings, label, seed=0)
     return found
@@ -108,6 +110,15 @@ def evaluate_embeddings(embeddings: Any, labels: Any, *, retrieval_only: bool = 
     if code.shape != vectors.shape[:1]:
         raise InputError(f"expected embeddings [n, dim] and labels [n]; found {vectors.shape}, {code.shape}")
     return measure(to_grid(vectors), code, retrieval_only, nmi)
+
+
+def kept_checkpoint(run: Run, number: int) -> Path:
+    """A round's checkpoint. If somebody made room and it is gone, its copy in best/, where that is of this round."""
+    own = run.round(number).checkpoint
+    if own.exists():
+        return own
+    best = manifests.read_if_there(run.best, Best)
+    return run.best_checkpoint if best and best.round == number else own
 
 
 def evaluate_rounds(
@@ -142,7 +153,7 @@ def evaluate_rounds(
         raise InputError(f"there is no round {unknown[0]!r}; give numbers, or best")
     titles = {best.round if best and number == "best" else int(number): number for number in rounds}
     for number in titles:
-        if not run.round(number).checkpoint.exists():
+        if not kept_checkpoint(run, number).exists():
             raise InputError(f"round {number} has no checkpoint; the newest is round {newest.number}'s")
     for folder in (run_dir, *(run.round(number).path for number in titles)):
         check_writable(folder)
@@ -151,7 +162,7 @@ def evaluate_rounds(
     query = queries_of(corpus, split)
     for number, title in titles.items():
         round = run.round(number)
-        embedder = Embedder(load_network(round.checkpoint), corpus.feature)
+        embedder = Embedder(load_network(kept_checkpoint(run, number)), corpus.feature)
         found = measure(embedder.split(split), label, query=query, **which)
         rows[f"round {number}" + (", best" if title == "best" else "")] = found
         evaluation = Evaluation(

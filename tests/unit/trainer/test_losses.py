@@ -1,5 +1,6 @@
 """Every loss against NumPy, by loops; gradients where they could be infinite; memory."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -91,6 +92,17 @@ def test_the_memorys_loss_equals_loops_and_its_gradient_is_finite():
     assert np.isfinite(gradient).all() and np.abs(gradient[2:]).max(axis=1).min() > 0
     nobody = np.zeros_like(positive)
     assert float(losses.memory_loss(x, memory, nobody, nobody, np.zeros_like(pair))) == 0
+
+
+def test_a_model_with_a_memory_is_loaded_without_it(tmp_path):
+    path, rows = tmp_path / "model.keras", np.eye(2, dtype=np.float32)
+    model = keras.Sequential([keras.Input([2]), keras.layers.UnitNormalization()])
+    model.compile(loss=losses.MemoryLoss(rows, [7, 8]))
+    model.save(path)
+    np.testing.assert_array_equal(keras.saving.load_model(path, compile=False)(rows), model(rows))
+    assert "`keras.saving.load_model(path, compile=False)`" in losses.MemoryLoss.__doc__
+    with pytest.raises(TypeError, match="Could not locate class 'MemoryLoss'"):
+        keras.saving.load_model(path)
 
 
 def semihard_by_loops(label, embeddings, margin):
