@@ -276,9 +276,13 @@ class Rounds:
         )  # fmt: skip
 
     def history(self, last: int) -> dict[int, float]:
-        """Validation MAP@R by checkpoint, up to round `last`'s."""
+        """Validation MAP@R by checkpoint, up to round `last`'s; the best one's stays if somebody removed its round."""
         found = {number: self._validation(self.run.round(number)) for number in range(last + 1)}
-        return {number: value.measures["map_at_r"] or 0.0 for number, value in found.items() if value}
+        history = {number: value.measures["map_at_r"] or 0.0 for number, value in found.items() if value}
+        best = manifests.read_if_there(self.run.best, Best)
+        if best and best.validation_map_at_r and best.round < last and not self.run.round(best.round).path.exists():
+            history[best.round] = best.validation_map_at_r
+        return history
 
     def _without_gain(self, last: int, first: int) -> int:
         """For how many rounds validation MAP@R has not risen, counted from round `first` on."""

@@ -173,6 +173,8 @@ def test_the_best_checkpoint_stays_where_its_rounds_own_is_gone(small_mined, tmp
     kept = run_rounds(run.path, 3, "plain").best
     shutil.rmtree(run.round(2).checkpoint.parent)  # somebody made room
     assert run_rounds(run.path, 3, "plain").best == kept == Best(round=2, validation_map_at_r=0.7)
+    shutil.rmtree(run.round(2).path)
+    assert run_rounds(run.path, 3, "plain").best == kept
     assert run.best_checkpoint.read_bytes() == b"checkpoint 2"
 
 
