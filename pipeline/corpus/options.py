@@ -29,9 +29,9 @@ class IngestOptions:
     seed: int = 0
     """of the draw of what is held out"""
     max_rejected: float = 0.1
-    """share of bad examples that is too much"""
+    """share of bad examples that is too much; counts for a new corpus only"""
     max_text: int = MAX_TEXT
-    """characters of a text; a longer one is rejected"""
+    """characters of a text; a longer one is rejected; counts for a new corpus only"""
 
     def __str__(self) -> str:
         """The sources, and into which split what is held out of them goes."""

@@ -1,5 +1,6 @@
 """Tables and arrays as people have them: what is stored, what is rejected and why, and what is refused in one line."""
 
+import csv
 import gzip
 import json
 import os
@@ -174,6 +175,15 @@ def test_texts_of_several_lines_stay_whole_where_their_lines_are_no_rows(tmp_pat
     assert told(f"csv:{tmp_path / 't.csv'}") == (rows, [])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_long_cell_is_kept_in_any_encoding(tmp_path, encoding):
+    """csv alone refuses cells of more than 131,072 characters; that limit stays as it was."""
+    rows, limit = [("one", "a"), ("x, " * 70_000, "b"), ("three", "a")], csv.field_size_limit()
+    write_csv(tmp_path / "t.csv", [("text", "label"), *rows])
+    assert told(f"csv:{tmp_path / 't.csv'},encoding={encoding}") == (rows, [])
+    assert csv.field_size_limit() == limit
+
+
 @pytest.mark.parametrize("encoding", ["", ",encoding=latin-1"])
 @pytest.mark.parametrize("rows", [3, 50_000])
 def test_a_gzip_file_that_is_cut_off_is_refused(tmp_path, rows, encoding):
@@ -201,9 +211,28 @@ def test_json_lines(tmp_path):
     examples, rejected = told(f"jsonl:{tmp_path / 't.jsonl.gz'}")
     assert examples == [("one", "1"), ("fünf", "é")] and len(rejected) == 5
     assert "t.jsonl.gz:0000004: its label is a list, ['x'], expected one name" in rejected
+    broken = [f"t.jsonl.gz:{n:07d}: no JSON object with a value for text or label" for n in (1, 3)]
+    assert [reason for reason in rejected if "JSON" in reason] == broken
     (tmp_path / "v.jsonl").write_text('{"a/b": [1, 2.5], "c~": "x"}\n{"c~": "y", "a/b": [3, 4]}\n')
     found = read_source(f"jsonl:{tmp_path / 'v.jsonl'},vector=a/b,label=c~")
     assert [(e.label, e.payload.tolist()) for e in found] == [("x", [1, 2.5]), ("y", [3, 4])]
+
+
+@pytest.mark.parametrize("name", ["packed.jsonl", "plain.jsonl.gz"])
+def test_json_lines_are_unpacked_by_what_they_hold_and_not_by_their_name(tmp_path, name):
+    lines = "".join(f'{{"text": "{text}", "label": "{label}"}}\n' for text, label in FINE).encode()
+    (tmp_path / name).write_bytes(gzip.compress(lines) if name == "packed.jsonl" else lines)
+    assert told(f"jsonl:{tmp_path / name}") == (FINE, [])
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_that_is_no_lines_is_refused_and_read_as_the_message_says(tmp_path, monkeypatch, indent):
+    rows = [{"text": text, "label": label} for text, label in FINE]
+    (tmp_path / "t.json").write_text(json.dumps(rows, indent=indent))
+    with pytest.raises(InputError, match="t.json: none of its first 1,000 lines is a JSON object") as refused:
+        told(f"jsonl:{tmp_path / 't.json'}")
+    (tmp_path / "q.sql").write_text(str(refused.value).partition("a query like ")[2])
+    assert told(f"sql:{tmp_path / 'q.sql'}") == (FINE, [])
 
 
 def test_queries(tmp_path, monkeypatch):

@@ -49,6 +49,14 @@ def test_a_run_directory_that_is_held_is_left_alone(tmp_path):
         ingest.main(["--run_dir", str(tmp_path), "--source", "digits"])
 
 
+def test_help_says_which_options_an_existing_corpus_is_not_compared_with(capsys):
+    with pytest.raises(SystemExit):
+        ingest.main(["--help"])
+    told = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    for option in ("--max-rejected FLOAT share of bad", "--max-text INT characters"):
+        assert re.search(f"{option}[^(]*; counts for a new corpus only", told), told
+
+
 def test_help_lists_the_sources_and_imports_neither_beam_nor_tensorflow():
     code = (
         "import sys; from pipeline import ingest\n"

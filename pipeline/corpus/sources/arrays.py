@@ -84,11 +84,6 @@ class Npz:
                 self._header_bytes = file.tell()
         except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise _not_an_npz(path, error) from None
-        for name, values in self.keys.items():
-            if values.shape != self.shape[:1]:
-                raise InputError(
-                    f"arrays:{path}: `{name}` has shape {values.shape}, `{self.name}` has {self.shape[0]} rows."
-                )
         is_image = len(self.shape) in (3, 4) and self.shape[3:] in ((), (1,), (3,)) and self.dtype == np.uint8
         if self.name == "images" and not is_image:
             raise InputError(
@@ -97,6 +92,11 @@ class Npz:
             )
         if self.name == "vectors" and (len(self.shape) != 2 or self.dtype.kind not in "fiu"):
             raise InputError(f"arrays:{path}: vectors are numbers [n, dim]; found {self.dtype} {list(self.shape)}.")
+        for name, values in self.keys.items():
+            if values.shape != self.shape[:1]:
+                raise InputError(
+                    f"arrays:{path}: `{name}` has shape {values.shape}, `{self.name}` has {self.shape[0]} rows."
+                )
 
     @property
     def row_bytes(self) -> int:

@@ -38,6 +38,16 @@ SWALLOWS = ("UNQUOTED VALUE", "LINE SIZE OVER MAXIMUM")  # after these DuckDB ma
 Faults = dict[int, str]  # by a line's number, from 1: why it is no row
 
 
+@contextlib.contextmanager
+def long_cells() -> Iterator[None]:
+    """Inside, csv reads cells that are as long as a row may be. Its limit is the process's, so it is put back."""
+    before = csv.field_size_limit(MAX_ROW_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Csv:
     """sep, encoding: empty to find it. quote: empty where quotes are like other characters."""
@@ -53,6 +63,7 @@ class Csv:
     def columns(self, path: Path, declared: Mapping[str, str]) -> list[str]:
         return self._header(path, declared)[1]
 
+    @long_cells()
     def copy(self, path: Path, fields: Mapping[str, str], target: Path, scratch: Path) -> Faults:
         """Writes the fields of a file's rows as Parquet. Returns the lines that are no rows.
 

@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 
 
 def open_source(argument: str) -> Source:
-    rows = {name: len(read_idx(Path(argument, f"{name}-labels-idx1-ubyte"))) for name in ("train", "t10k")}
+    rows = {name: len(read_split(argument, name)[1]) for name in ("train", "t10k")}
 
     def parts() -> list[Any]:
         place = os.path.abspath(argument)
@@ -27,11 +27,21 @@ def open_source(argument: str) -> Source:
 
 def read(part: tuple[str, str, int]) -> Iterator[Example]:
     directory, name, start = part
-    images = read_idx(Path(directory, f"{name}-images-idx3-ubyte"))
-    labels = read_idx(Path(directory, f"{name}-labels-idx1-ubyte"))
+    images, labels = read_split(directory, name)
     for row in range(start, min(start + PART_ROWS, len(images))):
         shape = (*images[row].shape, 1)
         yield Example(id=f"{name}-{row:05d}", label=str(labels[row]), payload=encode_png(images[row]), shape=shape)
+
+
+def read_split(directory: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [n, height, width], and labels uint8 [n]."""
+    paths = [Path(directory, f"{name}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+    images, labels = map(read_idx, paths)
+    if len(images) != len(labels):
+        raise InputError(
+            f"{paths[0]} holds {len(images)} images, {paths[1]} holds {len(labels)} labels. Get both files again."
+        )
+    return images, labels
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.sources import duck
-from pipeline.corpus.sources.delimited import Csv, open_text
+from pipeline.corpus.sources.delimited import UTF16, Csv, is_gzip, open_text, start_of
 from pipeline.corpus.sources.fields import (
     choose_fields,
     kind_of,
@@ -32,6 +32,7 @@ from pipeline.files import storage
 BATCH_ROWS = 1024
 PART_BYTES = 8 << 20  # of a copy, not compressed; of a Parquet file, a row group is a part
 MAX_JSON_BYTES = 1 << 26  # of an object
+HEAD_LINES = 1000  # of JSON lines, in which the names are looked for
 SPOKEN = {"tab": "\t", "none": "", "utf-8": ""}  # what an option's value means, where that is awkward to write
 
 
@@ -46,18 +47,27 @@ class Parquet:
 class JsonLines:
     def columns(self, path: Path, declared: Mapping[str, str]) -> list[str]:
         """The names of the first objects' values."""
+        if start_of(path) in UTF16:
+            raise InputError(f"{path} is UTF-16, expected UTF-8. Make it that: iconv -f UTF-16 -t UTF-8 OLD > NEW")
         names: dict[str, None] = {}
         with open_text(path, "") as lines:
-            for line in itertools.islice(lines, 1000):
+            for line in itertools.islice(lines, HEAD_LINES):
                 with contextlib.suppress(ValueError):
                     found = json.loads(line)
                     names |= dict.fromkeys(found if isinstance(found, dict) else ())
+        if not names:
+            raise InputError(
+                f"{path}: none of its first {HEAD_LINES:,} lines is a JSON object with values. Write one object a "
+                f"line. Arrays, and objects over several lines, are read by sql:QUERY.sql, with a query like "
+                f"SELECT * FROM read_json({duck.literal(path)})"
+            )
         return list(names)
 
     def copy(self, path: Path, fields: Mapping[str, str], target: Path, scratch: Path) -> dict[int, str]:
         """Writes the objects' fields, each as JSON, as Parquet. A line that is no object has none."""
         types = duck.literal(dict.fromkeys(fields.values(), "JSON"))
         options = f"format = 'newline_delimited', ignore_errors = true, maximum_object_size = {MAX_JSON_BYTES}"
+        options += f", compression = '{'gzip' if is_gzip(path) else 'none'}'"  # whatever the file's name
         table = f"read_json({duck.literal(glob.escape(str(path)))}, columns = {types}, {options})"
         with duck.connect() as connection:
             duck.copy(connection, duck.identifiers(fields), table, target)
@@ -126,9 +136,13 @@ def read(part: dict[str, Any]) -> Iterator[Example | Rejected]:
         return
     name, root, inside, is_json = part["name"], Path(part["root"]), part["inside"], part["is_json"]
     for number, row in enumerate(_rows(part["path"], part["groups"], part["columns"]), part["first"]):
+        where = f"{name}:{number:07d}"
         if is_json:
+            if not any(row.values()):
+                yield Rejected(source=where, reason=f"no JSON object with a value for {' or '.join(row)}")
+                continue
             row = {ours: value and json.loads(value) for ours, value in row.items()}
-        yield from make_examples(row, f"{name}:{number:07d}", root, inside)
+        yield from make_examples(row, where, root, inside)
 
 
 def _rows(path: str, groups: list[int], columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:

@@ -106,6 +106,16 @@ def test_fashion_mnist_idx_files(tmp_path):
         read_source(f"fashion_mnist:{tmp_path}")
 
 
+@pytest.mark.parametrize("labels", [0, 29, 31])
+def test_idx_files_that_do_not_belong_together_are_refused(tmp_path, labels):
+    for name, rows in (("train", labels), ("t10k", 30)):
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 30, 5, 4) + bytes(600))
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, rows) + bytes(rows))
+    message = f"train-images-idx3-ubyte holds 30 images, .*/train-labels-idx1-ubyte holds {labels} labels"
+    with pytest.raises(InputError, match=message):
+        read_source(f"fashion_mnist:{tmp_path}")
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -120,9 +130,11 @@ def test_fashion_mnist_idx_files(tmp_path):
         ("arrays:{tmp}/unlabelled.npz", "needs `labels`"),
         ("arrays:{tmp}/floats.npz", "Give floats as `vectors`"),
         ("arrays:{tmp}/short.npz", "`labels` has shape"),
+        ("arrays:{tmp}/one-image.npz", r"images are uint8 \[n, height, width\] .*; found uint8 \[\]"),
+        ("arrays:{tmp}/one-number.npz", r"vectors are numbers \[n, dim\]; found float64 \[\]"),
         ("arrays:{tmp}/objects.npz", "vectors are numbers"),
         ("arrays:{tmp}/object-labels.npz", "plain arrays"),
-        ("fashion_mnist:{tmp}", "train-labels-idx1-ubyte"),
+        ("fashion_mnist:{tmp}", "train-images-idx3-ubyte"),
         ("digits:small", "`digits` alone"),
         ("csv:{tmp}/none.csv", "no such file"),
         ("csv:{tmp}/t.csv", r"has body, category. Say which of them is the payload"),
@@ -137,7 +149,8 @@ def test_fashion_mnist_idx_files(tmp_path):
         ("csv:{tmp}/whole.npz", r"whole.npz is compressed \(zip\)"),
         ("sql:{tmp}/q.sql,db={tmp}/none.db", "no such file"),
         ("sql:{tmp}/t.csv", "t.csv must hold one SELECT"),
-        ("jsonl:{tmp}/t.csv", "Say which of them is the payload"),
+        ("jsonl:{tmp}/t.csv", "t.csv: none of its first 1,000 lines is a JSON object"),
+        ("jsonl:{tmp}/utf16.jsonl", "utf16.jsonl is UTF-16, expected UTF-8. Make it that: iconv"),
         ("parquet:{tmp}/t.csv,label=category", "is not a Parquet file"),
         ("tfrecord:{tmp}/zipped,label=x", "zipped: neither TFRecords nor compressed ones"),
         ("tfrecord:{tmp}/t.csv,label=x", "record 0 at byte 0"),
@@ -147,6 +160,8 @@ def test_wrong_sources_are_refused(tmp_path, source, message):
     np.savez(tmp_path / "unlabelled.npz", vectors=np.eye(3))
     np.savez(tmp_path / "floats.npz", images=np.zeros((3, 4, 4)), labels=[0, 1, 2])
     np.savez(tmp_path / "short.npz", vectors=np.eye(3), labels=[0, 1])
+    np.savez(tmp_path / "one-image.npz", images=np.uint8(3), labels=[0])
+    np.savez(tmp_path / "one-number.npz", vectors=3.0, labels=[0])
     np.savez(tmp_path / "objects.npz", vectors=np.array([[object()]] * 3), labels=[0, 1, 2])
     np.savez(tmp_path / "object-labels.npz", vectors=np.eye(3), labels=np.array([object()] * 3))
     np.savez(tmp_path / "whole.npz", vectors=np.ones((500, 8)), labels=np.zeros(500))
@@ -161,6 +176,7 @@ def test_wrong_sources_are_refused(tmp_path, source, message):
     if "2" not in source:
         (tmp_path / "t2.csv").unlink()
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "utf16.jsonl").write_text('{"text": "one", "label": "a"}\n', "utf-16")
     (tmp_path / "q.sql").write_text("SELECT 1")
     (tmp_path / "zipped").write_bytes(b"\x1f\x8b\x08\x00")
     with pytest.raises(InputError, match=message):
