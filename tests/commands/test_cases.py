@@ -193,6 +193,17 @@ def test_a_gzip_file_that_is_cut_off_is_refused(tmp_path, rows, encoding):
         told(f"csv:{tmp_path / 't.csv.gz'}{encoding}")
 
 
+@pytest.mark.parametrize("spoil", [lambda packed: packed[:-200], lambda packed: packed[:30] + b"?" * 60 + packed[90:]])
+@pytest.mark.parametrize(
+    ("kind", "head", "row"), [("csv", "text,label\n", "{},a\n"), ("jsonl", "", '{{"text": "{}"}}\n')]
+)
+def test_a_gzip_file_that_is_damaged_at_its_start_is_refused(tmp_path, kind, head, row, spoil):
+    rows = map(row.format, np.random.default_rng(0).integers(2**60, size=20))
+    (tmp_path / "t.gz").write_bytes(spoil(gzip.compress((head + "".join(rows)).encode())))
+    with pytest.raises(InputError, match="t.gz"):
+        told(f"{kind}:{tmp_path / 't.gz'}")
+
+
 @pytest.mark.parametrize("blank", [0, 2])
 def test_lines_are_counted_and_not_rows(tmp_path, blank):
     data = b'text,label\r\n"a\r\nb\r\nc",x\r\n\r\nonly\r\none,a\r\n1,2,3\r\n'

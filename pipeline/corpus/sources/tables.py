@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import glob
+import gzip
 import itertools
 import json
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from pipeline.files import storage
 BATCH_ROWS = 1024
 PART_BYTES = 8 << 20  # of a copy, not compressed; of a Parquet file, a row group is a part
 MAX_JSON_BYTES = 1 << 26  # of an object
+BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 HEAD_LINES = 1000  # of JSON lines, in which the names are looked for
 SPOKEN = {"tab": "\t", "none": "", "utf-8": ""}  # what an option's value means, where that is awkward to write
 
@@ -86,13 +89,13 @@ def open_source(kind: str, argument: str, scratch: Path | None = None) -> Source
     table: Any = KINDS[kind](**{name: SPOKEN.get(value, value) for name, value in given.items()})
     matching = matching_files(kind, pattern)
     files = [found for found in matching if found[0].stat().st_size] or matching  # a writer's last part may be empty
-    what, there = f"{kind}:{pattern}", table.columns(files[0][0], declared)
+    what, there = f"{kind}:{pattern}", _columns(table, files[0][0], declared)
     fields = choose_fields(what, declared, there)
     own = tempfile.TemporaryDirectory()
 
     def parts() -> Iterator[dict[str, Any]]:
         for number, (path, name) in enumerate(files):
-            choose_fields(f"{kind}:{path}", fields, table.columns(path, fields))  # or says which is not there
+            choose_fields(f"{kind}:{path}", fields, _columns(table, path, fields))  # or says which is not there
             copy, columns = path, fields
             if kind != "parquet":
                 copy = (scratch or Path(own.name)) / f"table-{number:05d}.parquet"
@@ -104,7 +107,7 @@ def open_source(kind: str, argument: str, scratch: Path | None = None) -> Source
                         f"{path}: a row is so long that reading it takes more than a gigabyte of memory. Shorten it, "
                         f"or leave it out of the file."
                     ) from None
-                except (duckdb.Error, EOFError) as error:  # a gzip file may be cut off
+                except (duckdb.Error, *BROKEN_GZIP) as error:
                     raise InputError(f"{path}: {str(error).partition(chr(10))[0]}") from None
                 yield {"rejected": [(f"{name}: line {line}", reason) for line, reason in sorted(faults.items())]}
             part = {
@@ -128,6 +131,14 @@ def open_source(kind: str, argument: str, scratch: Path | None = None) -> Source
         read=read,
         unlabelled=unlabelled(what, fields, there),
     )
+
+
+def _columns(table: Any, path: Path, declared: Mapping[str, str]) -> list[str]:
+    try:
+        found: list[str] = table.columns(path, declared)
+    except BROKEN_GZIP as error:
+        raise InputError(f"{path}: {error}. It is compressed, and cut off or damaged: get it again.") from None
+    return found
 
 
 def read(part: dict[str, Any]) -> Iterator[Example | Rejected]:
