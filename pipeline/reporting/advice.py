@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.store import EmbeddingStore
-from pipeline.files.layout import Round, Run
+from pipeline.files.layout import Run
 from pipeline.files.storage import location
 from pipeline.mining.manifest import TripletsManifest, read_manifest
 from pipeline.mining.mined import Mined
@@ -20,8 +20,7 @@ from pipeline.reporting.suspects import among_others
 LOOKED_AT = 512  # rows
 NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
-LEAST_PASSES = 0.75  # of a round, for what mining costs to be won back
-MOST_ACTIVE = 0.2  # earlier nothing was measured
+MOST_ACTIVE = 0.085  # in a round of one pass; a shorter one has less time to win back what mining costs
 MOST_MET = 0.5  # of the classes, in one pack: with ten classes in all, mining made no difference
 SUSPECTED = 0.15
 LEARNED = 0.5  # of embeddings at random more is active: what lies among another class is then no label's fault
@@ -59,29 +58,24 @@ class Advice:
         found = self.signals
         if self.answer == "clean labels first":
             return f"{found.suspected:.0%} of rows lie among another class; see suspected-labels.tsv of the report"
-        if found.active > MOST_ACTIVE:
-            return f"{found.active:.1%} of random triplets teach"
         if found.classes_met > MOST_MET:
             return f"a pack holds {found.classes_met:.0%} of the classes"
-        few = "" if self.answer == "mine" else "only "
-        return f"the round has {few}{found.passes:.2g} passes over the corpus"
+        return f"{found.active:.1%} of random triplets teach, in {found.passes:.2g} passes over the corpus"
 
     def __str__(self) -> str:
         return f"  {'does mining pay here?':<22}{self.answer}: {self.why} (docs/does-it-pay.md)"
 
 
-def advise(round: Round, corpus: Corpus, manifest: TripletsManifest) -> Advice | None:
-    """For a mined round; None if its embeddings have been removed, or are damaged."""
-    store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
-    if not all(store.has(shard) for shard in range(len(store.split.shards))):
-        return None
+def advise(store: EmbeddingStore, manifest: TripletsManifest) -> Advice:
+    """For a mined round and its embeddings, all of them."""
     found = signals(store, manifest)
     return Advice(answer=answer(found), signals=found)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advised(Mined):
-    """What the command `mine` says: the round, and what is to be expected of it."""
+    """What the command `mine` says: the round, and what is to be expected of it. advice: None if embeddings have been
+    removed since, or are damaged."""
 
     advice: Advice | None
 
@@ -93,14 +87,17 @@ class Advised(Mined):
 def advised(mined: Mined) -> Advised:
     run_dir = location(mined.run_dir)
     corpus, round = Corpus.open(run_dir), Run(run_dir).round(mined.round)
-    return Advised(**vars(mined), advice=advise(round, corpus, read_manifest(round, corpus)))
+    manifest = read_manifest(round, corpus)
+    store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
+    whole = all(store.has(shard) for shard in range(len(store.split.shards)))
+    return Advised(**vars(mined), advice=advise(store, manifest) if whole else None)
 
 
-def answer(found: Signals, least_passes: float = LEAST_PASSES) -> Answer:
+def answer(found: Signals, most_active: float = MOST_ACTIVE) -> Answer:
     if found.suspected > SUSPECTED and found.active <= LEARNED:
         return "clean labels first"
-    worth_finding = found.active <= MOST_ACTIVE and found.classes_met <= MOST_MET
-    return "mine" if worth_finding and found.passes >= least_passes else "in-batch is enough"
+    pays = found.classes_met <= MOST_MET and found.active <= most_active * found.passes
+    return "mine" if pays else "in-batch is enough"
 
 
 def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:

@@ -113,7 +113,7 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
         histograms=histograms(found, manifest), heat=heat_map(evidence, split.labels), pairs=pairs,
         evidence=evidence, by_near_rows=evidence is not found, near=neighbours.NEAR,
         suspects=suspected, listed=listed, checked=store is not None,
-        advice=advise(round, corpus, manifest) if store else None,
+        advice=advise(store, manifest) if store else None,
         counts=count_tables(manifest), settings=settings(manifest),
         quality=[
             (f"{when} training (round {of.number}’s)", name, measures)

@@ -170,16 +170,16 @@ def test_the_page_compares_with_the_best_opponent_split_by_split(tmp_path, monke
 
 
 def test_an_answer_is_judged_by_a_bound_that_the_other_corpora_give():
-    def case(corpus, gain, *passes):
-        signals = [Signals(active=0.05, semi_hard=0, pure=1, suspected=0, classes_met=0.1, passes=p) for p in passes]
+    def case(corpus, gain, *active):
+        signals = [Signals(active=a, semi_hard=0, pure=1, suspected=0, classes_met=0.1, passes=0.5) for a in active]
         return answers.Case(corpus=corpus, budget=1.0, gain=gain, signals=tuple(signals))
 
-    alike = [case("a", 0.1, 1.0, 1.2), case("a", -0.1, 0.5), case("b", 0.1, 1.1), case("b", -0.1, 0.4)]
+    alike = [case("a", 0.1, 0.03, 0.01), case("a", -0.1, 0.08), case("b", 0.1, 0.02), case("b", -0.1, 0.09)]
     assert answers.judged(alike) == 1
-    wrong = case("c", -0.1, 1.05)  # without a the others are answered as well from 1.075 on, and a's 1.0 is not
+    wrong = case("c", -0.1, 0.025)  # without a the others are answered as well up to .0225, and a's .03 is not
     assert answers.judged([*alike, wrong]) == pytest.approx((1 / 4 + 1 / 2 + 2 / 3) / 2)
-    assert np.isnan(answers.judged([case("a", 0.1, 1.0), case("b", 0.1, 0.3)]))
-    assert np.isnan(answers.judged([case("a", 0.1, 1.0), case("a", -0.1, 0.3)]))
+    assert np.isnan(answers.judged([case("a", 0.1, 0.03), case("b", 0.1, 0.3)]))
+    assert np.isnan(answers.judged([case("a", 0.1, 0.03), case("a", -0.1, 0.3)]))
 
 
 def test_the_published_section_is_made_of_the_json(tmp_path, monkeypatch):

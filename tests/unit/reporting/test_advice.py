@@ -10,18 +10,20 @@ from handmade import write_corpus, write_embeddings, write_round
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.files.layout import Run
+from pipeline.mining.manifest import read_manifest
+from pipeline.mining.mined import Mined
 from pipeline.packs.packs import PackOptions
-from pipeline.reporting.advice import LEAST_PASSES, MARGIN, advise, answer
+from pipeline.reporting.advice import MARGIN, MOST_ACTIVE, advise, advised, answer
 from pipeline.triplets.rows import to_grid
 
 
 def advice_on(run_dir, angles, label, packing=PackOptions()):  # noqa: B008  frozen
     """Embeddings on a circle, and a round of one pack of one triplet."""
     points = to_grid(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
-    corpus = write_corpus(run_dir, [f"class {c:02d}" for c in label], points)
+    write_corpus(run_dir, [f"class {c:02d}" for c in label], points)
     store = write_embeddings(run_dir, points)
     manifest = write_round(run_dir, [[(0, 1, len(label) - 1, 0.1, 0.2)]], packing=packing)
-    return advise(Run(run_dir).round(0), corpus, manifest), points, store
+    return advise(store, manifest), points, store
 
 
 def test_signals_are_shares_of_all_triplets(tmp_path):
@@ -41,18 +43,17 @@ def test_signals_are_shares_of_all_triplets(tmp_path):
 
 
 def test_the_answer_follows_the_embeddings(tmp_path):
-    """Classes apart: mine, if all rows are in the packs and a pack does not hold most classes. All of them together:
-    random triplets teach. Apart, and rows under wrong labels: clean."""
+    """Classes apart: mine, if a pack does not hold most of them. All together: random triplets teach, unless the round
+    is long. Apart, and rows under wrong labels: clean."""
     label, packing = np.repeat(np.arange(8), 10), PackOptions(pack_rows=6, fill=2)
     apart = label * 2 * np.pi / 8 + np.random.default_rng(0).uniform(-0.01, 0.01, len(label))
     few, _, _ = advice_on(tmp_path / "apart", apart, label, packing)
-    assert few.answer == "in-batch is enough" and "the round has only 0.037 passes over the corpus" in str(few)
-    assert answer(replace(few.signals, passes=LEAST_PASSES)) == "mine"
+    assert few.answer == "mine" and "0.0% of random triplets teach, in 0.037 passes over the corpus" in str(few)
     wide, _, _ = advice_on(tmp_path / "wide", apart, label)
-    assert answer(replace(wide.signals, passes=LEAST_PASSES)) == "in-batch is enough"
-    assert "a pack holds 100% of the classes" in str(wide)
+    assert wide.answer == "in-batch is enough" and "a pack holds 100% of the classes" in str(wide)
     together, _, _ = advice_on(tmp_path / "together", apart * 0.01, label, packing)
     assert together.answer == answer(replace(together.signals, passes=1)) == "in-batch is enough"
+    assert answer(replace(together.signals, passes=2 * together.signals.active / MOST_ACTIVE)) == "mine"
     assert f"{together.signals.active:.1%} of random triplets teach" in str(together)
     wrong = apart.copy()
     wrong[::4] = (label[::4] + 4) * 2 * np.pi / 8  # among the class opposite
@@ -72,5 +73,5 @@ def test_without_whole_embeddings_there_is_none(tmp_path, spoil):
     label = np.repeat(np.arange(3), 10)
     _, _, store = advice_on(tmp_path, label * 2.0, label)
     spoil(store.path(1))
-    corpus, round = Corpus.open(tmp_path), Run(tmp_path).round(0)
-    assert advise(round, corpus, write_round(tmp_path, [[(0, 1, 29, 0.1, 0.2)]])) is None
+    mined = Mined.of(tmp_path, read_manifest(Run(tmp_path).round(0), Corpus.open(tmp_path)))
+    assert advised(mined).advice is None and "does mining pay" not in str(advised(mined))
