@@ -118,7 +118,10 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
     round, corpus = Run(run_dir).round(0), Corpus.open(run_dir)
     path, told, unfinished = round.checkpoint, round.train / "warmup.json", round.train / "warmup.npz"
     if round.manifest.exists():
-        raise InputError(f"round 0 is mined already, {path} must stay as it is. Warm up in a new --run_dir.")
+        raise InputError(
+            f"round 0 is mined already, {path} must stay as it is. Warm up in a new --run_dir; or, if nothing was "
+            f"trained on that round, remove {round.triplets} first."
+        )
     split = corpus.split("train")
     split.check()
     keras.utils.set_random_seed(options.seed)  # before anything is loaded: Dropout draws its generator's seed then
