@@ -103,10 +103,7 @@ def triplet_dataset(
     run = Run(corpus.run_dir)
     if not is_local(run.path):
         raise InputError(f"{run.path} is in a bucket, tf.data reads files of a disk: copy the run directory to one.")
-    found = run.newest_mined() if number is None else run.round(number)
-    if found is None or not found.manifest.exists():
-        where = found.path if found else run.path
-        raise InputError(f"nothing is mined in {where} yet. Mine it: mine_corpus, or python -m pipeline.mine")
+    found = run.mined(number)
     manifest = open_triplets(found, corpus)
     shape = input_shape or tuple(size or 0 for size in manifest.feature.shape)
     if 0 in shape:

@@ -164,9 +164,7 @@ def train_held(
 ) -> Trained:  # fmt: skip
     """The same, where the caller holds the run directory."""
     run, corpus = Run(run_dir), Corpus.open(run_dir)
-    round = run.newest_mined()
-    if round is None:
-        raise InputError(f"nothing is mined in {run_dir} yet. Next: python -m pipeline.mine --run_dir {run_dir}")
+    round = run.mined()
     target = round.next.checkpoint
     trained = functools.partial(Trained, run_dir=str(run_dir), round=round.number, checkpoint=str(target))
     if target.exists():

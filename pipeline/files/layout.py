@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import InputError
 from pipeline.files import storage
 
 ROUND = re.compile(r"[0-9]{4}|[1-9][0-9]{4,}")
@@ -89,6 +90,14 @@ class Run:
 
     def newest_mined(self) -> "Round | None":
         return self.newest(lambda found: found.manifest)
+
+    def mined(self, number: int | None = None) -> "Round":
+        """A mined round, the newest unless told. Raises InputError if there is none."""
+        found = self.newest_mined() if number is None else self.round(number)
+        if found is None or not found.manifest.exists():
+            where, call = found.path if found else self.path, f"python -m pipeline.mine --run_dir {self.path}"
+            raise InputError(f"nothing is mined in {where} yet. Next: {call}")
+        return found
 
     def folders(self) -> list[Path]:
         """Every folder that we write files into."""

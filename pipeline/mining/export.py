@@ -43,10 +43,7 @@ def export_triplets(run_dir: Path | str, to: Path, number: int | None = None) ->
     if to.suffix not in WRITERS:
         raise InputError(f"--to {to}: expected a name that ends in {' or '.join(WRITERS)}")
     corpus = Corpus.open(run_dir)
-    run = Run(corpus.run_dir)
-    round = run.newest_mined() if number is None else run.round(number)
-    if round is None or not round.manifest.exists():
-        raise InputError(f"nothing is mined in {round.path if round else run.path} yet. Next: python -m pipeline.mine")
+    round = Run(corpus.run_dir).mined(number)
     done = 0
 
     def counted() -> Iterator[dict[str, list[Any]]]:
