@@ -48,7 +48,7 @@ def stage(
     order = functools.partial(
         order_keys, parts=len(parts), kind=source.kind, options=options, staging=staging, shard_rows=shard_rows
     )
-    with live(_progress("read", "parts", len(parts), staging.path, ".parquet")):
+    with live(Stage.of_files("read", "parts", len(parts), staging.path, ".parquet")):
         run(
             beam_options,
             lambda pipeline: (
@@ -63,10 +63,6 @@ def stage(
         )
     ordered: Ordered = msgspec.json.decode(staging.ordered.read_bytes(), type=Ordered)
     return ordered
-
-
-def _progress(name: str, unit: str, total: int, directory: Path, suffix: str) -> Stage:
-    return Stage(name=name, unit=unit, total=total, done=lambda: storage.count_files(directory, suffix))
 
 
 def stage_part(
@@ -174,7 +170,7 @@ def write_shards(
 ) -> dict[str, list[CorpusShard]]:
     """Writes each split's shards, so many. bits: as in the manifest. Returns its entries."""
     write = functools.partial(write_shard, staging=staging, corpus=corpus, bits=bits)
-    with live(_progress("write", "shards", sum(shards.values()), corpus, ".npy")):
+    with live(Stage.of_files("write", "shards", sum(shards.values()), corpus, ".npy")):
         run(
             beam_options,
             lambda pipeline: (

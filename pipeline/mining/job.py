@@ -106,23 +106,19 @@ def _draw_anchors(job: Job, split: Split) -> np.ndarray:
 
 def _stages(job: Job, split: Split, anchors: int) -> list[Stage]:
     """What one sees while the round is mined: files that are there, of those that will be."""
-
-    def stage(name: str, unit: str, total: int, directory: Path, suffix: str) -> Stage:
-        return Stage(name=name, unit=unit, total=total, done=lambda: storage.count_files(directory, suffix))
-
     store, work, blocks = job.open_store(), job.work, column_blocks(split.rows)
     if job.packing.packs == "spread":
-        selecting = [stage("group", "runs", len(class_runs(split)) - 1, work / "groups", ".npz")]
+        selecting = [Stage.of_files("group", "runs", len(class_runs(split)) - 1, work / "groups", ".npz")]
     else:
         items = sum(1 for _ in list_items(job, anchors, blocks))
         selecting = [
-            stage("columns", "blocks", blocks, work / "columns", ".npz"),
-            stage("scan", "work items", items, work / "found", ".npz"),
+            Stage.of_files("columns", "blocks", blocks, work / "columns", ".npz"),
+            Stage.of_files("scan", "work items", items, work / "found", ".npz"),
         ]
     return [
-        stage("embed", "shards", len(split.shards), store.directory, ".npy"),
+        Stage.of_files("embed", "shards", len(split.shards), store.directory, ".npy"),
         *selecting,
-        stage("write", "shards", job.shards(split.rows), job.round.triplets, ".tfrecord"),
+        Stage.of_files("write", "shards", job.shards(split.rows), job.round.triplets, ".tfrecord"),
     ]
 
 

@@ -5,10 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.files import storage
 from pipeline.process.commands import log
 
 LINE_SECONDS = 30.0
@@ -22,6 +24,11 @@ class Stage:
     unit: str
     total: int
     done: Callable[[], int]
+
+    @classmethod
+    def of_files(cls, name: str, unit: str, total: int, directory: Path, suffix: str) -> "Stage":
+        """Each item that is done leaves a file of that suffix in the directory."""
+        return cls(name=name, unit=unit, total=total, done=lambda: storage.count_files(directory, suffix))
 
 
 @contextmanager
