@@ -81,7 +81,8 @@ def mine_corpus(
         try:
             return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
         except BaseException:
-            if Run(corpus.run_dir).newest_checkpoint() != before:  # ours: it would be in the way of the next try
+            ours = Run(corpus.run_dir).newest_checkpoint() != before
+            if ours and not round.manifest.exists():  # it would be in the way of the next try
                 folder, checksum = round.checkpoint.parent, round.checkpoint.with_suffix(".sha256")
                 for path in (round.checkpoint, checksum, folder / EXTRAS):
                     path.unlink(missing_ok=True)

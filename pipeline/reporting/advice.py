@@ -20,7 +20,7 @@ from pipeline.reporting.suspects import among_others
 LOOKED_AT = 512  # rows
 NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
-MOST_ACTIVE = 0.085  # in a round of one pass; a shorter one has less time to win back what mining costs
+MOST_ACTIVE = 0.085  # per pass: a short round has less time to win back what mining costs
 MOST_MET = 0.5  # of the classes, in one pack: with ten classes in all, mining made no difference
 SUSPECTED = 0.15
 LEARNED = 0.5  # of embeddings at random more is active: what lies among another class is then no label's fault
@@ -41,6 +41,11 @@ class Signals:
     suspected: float
     classes_met: float
     passes: float
+
+    @property
+    def active_per_pass(self) -> float:
+        """A shorter round than one pass counts for less; of longer ones nothing was measured."""
+        return self.active / min(self.passes, 1.0)
 
 
 Answer = Literal["mine", "in-batch is enough", "clean labels first"]
@@ -96,7 +101,7 @@ def advised(mined: Mined) -> Advised:
 def answer(found: Signals, most_active: float = MOST_ACTIVE) -> Answer:
     if found.suspected > SUSPECTED and found.active <= LEARNED:
         return "clean labels first"
-    pays = found.classes_met <= MOST_MET and found.active <= most_active * found.passes
+    pays = found.classes_met <= MOST_MET and found.active_per_pass <= most_active
     return "mine" if pays else "in-batch is enough"
 
 
