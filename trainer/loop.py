@@ -22,11 +22,10 @@ from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.decoding import rows_of
 from pipeline.embedding.machine import device_name
 from pipeline.embedding.network import Network, load_network
-from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
-from pipeline.mining.manifest import TripletsManifest, open_triplets
+from pipeline.mining.manifest import TripletsManifest, open_triplets, store_of
 from pipeline.process import lock
 from pipeline.process.commands import log, postponed_stop
 from pipeline.process.progress import Stage, live
@@ -263,7 +262,7 @@ class Training:
         self.inputs = network.inputs(corpus.feature)
         self.memory = None
         if options.memory_rows:
-            store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
+            store = store_of(round, corpus, manifest)
             with strategy.scope():
                 self.memory = Memory(store, options.memory_rows, manifest.mining.seed)
         self.step = Step(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pipeline.corpus.corpus import Part
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
 
@@ -23,8 +24,8 @@ class Memory:
     Of a round with more rows each batch draws its own: CLASSMATES of each of its classes, so that every row finds
     positives, and the others uniformly. A batch of the same rows draws the same.
 
-    embedding: a variable where the step runs, float32 [rows, dim], all of the train split's. All are held, however few
-    a batch is compared with.
+    embedding: a variable where the step runs, float32 [rows, dim], of all rows that the round embedded. All are held,
+    however few a batch is compared with.
     """
 
     def __init__(self, store: EmbeddingStore, most: int, seed: int):
@@ -40,12 +41,15 @@ class Memory:
                 )
         block = store.block(np.arange(split.rows))
         self.embedding = tf.Variable(block.embedding, trainable=False)
-        self._first_rows = split.first_rows
+        self._split, self._first_rows = split, split.first_rows
         codes = {"first_rows": split.first_rows, "content": block.content, "group": block.group}
         self._codes = {name: tf.Variable(of, trainable=False) for name, of in codes.items() if of is not None}
 
     def of_batch(self, row: Any) -> dict[str, Any]:
-        """What a step needs of a batch for `compared` and `renew`, in the graph of its input. row: int64 [r]."""
+        """What a step needs of a batch for `compared` and `renew`, in the graph of its input. row: int64 [r], of the
+        corpus."""
+        if isinstance(self._split, Part):  # they are numbered as in the memory then
+            row = tf.searchsorted(self._split.numbers, row, out_type=tf.int64)
         return {"row": row} if self.count == self.rows else {"row": row, "memory_row": self._drawn(row)}
 
     def compared(self, batch: dict[str, Any]) -> tuple[Any, Any, Any, Any]:

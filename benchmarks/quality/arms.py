@@ -4,6 +4,7 @@ A budget is a cost in image passes: an image forwarded and backwarded counts one
 third. What an arm spends on mining it cannot spend on training. Warm-up passes count.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,11 +52,21 @@ class Mined(Arm):
     rows_an_anchor: int = 1
     control: str = ""
 
-    def split(self, settings: Settings, budget: float, rows: int) -> tuple[float, float]:
-        """Passes of the warm-up, and of a round. rows: of the train split, which each round embeds."""
-        training = budget - settings["rounds"] * rows * FORWARD
-        warmup = settings["warmup"] * training
-        return warmup, (training - warmup) / settings["rounds"]
+    def split(self, settings: Settings, budget: float, rows: int) -> tuple[float, float, int]:
+        """Passes of the warm-up, passes of a round, and how often the round's packs are trained on for these.
+
+        rows: of the train split. Packs that are spread cost a forward pass of the rows that they hold; a scan, of all.
+        """
+        rounds, warmup, epochs = settings["rounds"], settings["warmup"], 0
+        of_round = math.inf
+        while of_round > epochs * rows + 1:
+            epochs += 1
+            if self.recipe.packing.packs == "spread":
+                training = budget / (1 + (1 - warmup) * FORWARD / epochs)
+            else:
+                training = budget - rounds * rows * FORWARD
+            of_round = (1 - warmup) * training / rounds
+        return warmup * training, of_round, epochs
 
     def mining(self, settings: Settings, anchors: int, seed: int) -> tuple[MiningOptions, PackOptions]:
         return MiningOptions(margin=settings["margin"], anchors=anchors, seed=seed), self.recipe.packing
@@ -106,7 +117,7 @@ OPPONENTS = {
 OURS = {
     "packs": Mined(
         name="mined packs with memory", fixed={"margin": 1.0, "memory_rows": 10_000},
-        grid={"warmup": (0.5, 0.25, 0.0), "rounds": (1, 2), "temperature": (0.07, 0.15)},
+        grid={"warmup": (0.25, 0.5), "rounds": (2, 4, 1), "temperature": (0.07, 0.15)},
     ),
     "plain": Mined(
         name="mined packs, the plain triplet loss", fixed={"rounds": 1}, recipe=Recipe(), rows_an_anchor=8,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import platform
@@ -28,7 +27,7 @@ from pipeline.embedding.network import load_network
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.files.layout import Run
 from pipeline.mining.job import mine
-from pipeline.mining.manifest import open_triplets
+from pipeline.mining.manifest import TripletsManifest, open_triplets, store_of
 from pipeline.reporting.advice import Signals, signals
 from trainer.loop import Schedule, train_newest
 from trainer.measures.retrieval import queries_of, retrieval
@@ -97,7 +96,7 @@ def run(cell: Cell, corpus: Path) -> Found:
         rows = Corpus.open(run_dir).split("train").rows
         trained = in_batch if isinstance(arm, InBatch) else mined
         passes, forwarded, number = trained(arm, run_dir, cell, cell.budget * rows)  # type: ignore[operator]
-        said = None if isinstance(arm, InBatch) else signals_of(run_dir)
+        said = None if isinstance(arm, InBatch) else signals(*store(run_dir, 0))
         measures = evaluated(run_dir, number, cell.on)
     used = resource.getrusage(resource.RUSAGE_SELF)
     return Found(
@@ -116,26 +115,27 @@ def in_batch(arm: InBatch, run_dir: Path, cell: Cell, passes: float) -> tuple[in
 
 def mined(arm: Mined, run_dir: Path, cell: Cell, budget: float) -> tuple[int, int, int]:
     settings, rows = {**arm.fixed, **cell.settings}, Corpus.open(run_dir).split("train").rows
-    warmup, round_passes = arm.split(settings, budget, rows)
+    warmup, round_passes, epochs = arm.split(settings, budget, rows)
+    anchors, forwarded = max(1, round(round_passes / epochs / arm.rows_an_anchor)), 0
     done, _, _ = in_batch(OPPONENTS["semi-hard"], run_dir, replace(cell, settings=cell.warmup or {}), warmup)
     for number in range(settings["rounds"]):
-        epochs = max(1, math.ceil(round_passes / rows))
-        anchors = max(1, round(round_passes / epochs / arm.rows_an_anchor))
         mining, packing = arm.mining(settings, anchors, cell.split)
         mine(run_dir, mining, packing, IN_PROCESS)
+        forwarded += store(run_dir, number)[0].split.rows
         if arm.control:
             random_packs(run_dir, number, cell.split, arm.control == "even")
         training, schedule = arm.training(settings, epochs, cell.split), Schedule(first=0, rounds=settings["rounds"])
         metrics = train_newest(run_dir, training, schedule).metrics
         assert metrics
         done += metrics.image_passes
-    return done, rows * settings["rounds"], settings["rounds"]
+    return done, forwarded, settings["rounds"]
 
 
-def signals_of(run_dir: Path) -> Signals:
-    corpus, round = Corpus.open(run_dir), Run(run_dir).round(0)
+def store(run_dir: Path, number: int) -> tuple[EmbeddingStore, TripletsManifest]:
+    """What a round was mined with, and what came of it."""
+    corpus, round = Corpus.open(run_dir), Run(run_dir).round(number)
     manifest = open_triplets(round, corpus)
-    return signals(EmbeddingStore(round, corpus, manifest.checkpoint_digest), manifest)
+    return store_of(round, corpus, manifest), manifest
 
 
 def evaluated(run_dir: Path, number: int, on: str) -> dict[str, float]:

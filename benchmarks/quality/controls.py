@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpus.corpus import Corpus, Split
-from pipeline.embedding.store import EmbeddingStore
 from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.files.manifests import sha256_of_json
-from pipeline.mining.manifest import open_triplets
+from pipeline.mining.manifest import open_triplets, store_of
 from pipeline.packs import spread
 from pipeline.packs.packs import PackOptions, Packs
 from pipeline.packs.payload import Payload
@@ -29,7 +28,7 @@ def random_packs(run_dir: Path, number: int, seed: int, even: bool) -> None:
     corpus, round = Corpus.open(run_dir), Run(run_dir).round(number)
     manifest = open_triplets(round, corpus)
     rule, packing = manifest.mining.rule(number, manifest.packing.pack_pick), manifest.packing
-    store, rng = EmbeddingStore(round, corpus, manifest.checkpoint_digest), np.random.default_rng([seed, number])
+    store, rng = store_of(round, corpus, manifest), np.random.default_rng([seed, number])
     if even:
         packs = each_row_once(rule, store.split, rng, packing, manifest.rows)
     else:

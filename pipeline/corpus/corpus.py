@@ -5,7 +5,7 @@ Rows of a split are ordered by (label, id) in UTF-8 byte order and cut into shar
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,19 @@ class Split:
         """The same, parsed."""
         return map(tfrecords.parse_example, self.read(rows))
 
+    def part(self, numbers: np.ndarray) -> "Part":
+        """Some of the rows. numbers: int64 [n], ascending."""
+        given = {field.name: getattr(self, field.name) for field in fields(Split)}
+        return Part(**given, whole=self, numbers=numbers)
+
+    def number_of(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [n]: what rows are called in the corpus."""
+        return rows
+
+    def row_of(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 [n]: the other way round."""
+        return numbers
+
     def check_shard(self, number: int) -> None:
         """Compares a shard and its index with the manifest."""
         manifests.check_shard(self.directory / "corpus.json", self.shards[number])
@@ -160,6 +173,62 @@ class Split:
         self.labels, self.first_rows  # noqa: B018  opening them compares them
         for number in range(len(self.shards)):
             self.check_shard(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Split):
+    """Some rows of a split as a split of its own: rows, classes and shards that have any are numbered anew.
+
+    numbers: int64 [rows], ascending, of its rows in `whole`.
+    """
+
+    whole: Split
+    numbers: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def classes(self) -> int:
+        return len(self._kept)
+
+    @functools.cached_property
+    def _kept(self) -> np.ndarray:
+        """int64: the numbers of its classes in `whole`."""
+        return np.unique(self.whole.class_of(self.numbers))
+
+    @functools.cached_property
+    def labels(self) -> list[str]:
+        return [self.whole.labels[number] for number in self._kept]
+
+    @functools.cached_property
+    def first_rows(self) -> np.ndarray:
+        return np.append(np.searchsorted(self.numbers, self.whole.first_rows[self._kept]), self.rows)
+
+    @functools.cached_property
+    def _shards(self) -> dict[int, int]:
+        """Rows by number of the shard in `whole`, of those that have any."""
+        return {number: len(where) for number, where, _ in self.whole.by_shard(self.numbers)}
+
+    @functools.cached_property
+    def shards(self) -> list[CorpusShard]:
+        return [replace(self.whole.shards[number], records=records) for number, records in self._shards.items()]
+
+    def codes(self, name: str, rows: np.ndarray) -> np.ndarray:
+        return self.whole.codes(name, self.numbers[rows])
+
+    def read(self, rows: np.ndarray) -> list[bytes]:
+        return self.whole.read(self.numbers[rows])
+
+    def number_of(self, rows: np.ndarray) -> np.ndarray:
+        return self.numbers[rows]
+
+    def row_of(self, numbers: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.numbers, numbers)
+
+    def check_shard(self, number: int) -> None:
+        self.whole.check_shard(list(self._shards)[number])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,8 @@ class Embedder:
         output = self._embed_batch.structured_outputs
         self.dim, self._tolerance = output_dim(output, network.name), unit_tolerance(output.dtype)
 
-    def __call__(self, records: list[bytes], first_row: int = 0) -> np.ndarray:
-        """float32 [n, dim], L2-normalised, on the grid. `first_row` only names rows in errors."""
+    def __call__(self, records: list[bytes], rows: np.ndarray | None = None) -> np.ndarray:
+        """float32 [n, dim], L2-normalised, on the grid. rows: int64 [n], only names them in errors."""
         if not records:
             return np.empty((0, self.dim), np.float32)
 
@@ -51,10 +51,11 @@ class Embedder:
         norm = np.linalg.norm(embeddings, axis=1)
         bad = np.flatnonzero(~(np.abs(norm - 1) < self._tolerance))
         if len(bad):
+            where = bad if rows is None else rows[bad]
             what = {0: "zero"}.get(norm[bad[0]], f"of length {norm[bad[0]]:.4g}")
             raise InputError(
                 f"{self.network.name}: {len(bad)} of {len(records)} embeddings are not L2-normalised; rows "
-                f"{(bad[:5] + first_row).tolist()}, the first is {'NaN' if np.isnan(norm[bad[0]]) else what}. "
+                f"{where[:5].tolist()}, the first is {'NaN' if np.isnan(norm[bad[0]]) else what}. "
                 f"Train from an earlier checkpoint, or end the network with keras.layers.UnitNormalization(), as "
                 f"trainer.init does where it is missing."
             )
@@ -64,7 +65,7 @@ class Embedder:
         """Rows, int64 [n], and their embeddings, float32 [n, dim], of a whole split, CHUNK_ROWS at a time."""
         for start in range(0, split.rows, CHUNK_ROWS):
             rows = np.arange(start, min(start + CHUNK_ROWS, split.rows))
-            yield rows, self(split.read(rows), start)
+            yield rows, self(split.read(rows), rows)
 
     def split(self, split: Split) -> np.ndarray:
         """float32 [rows, dim] of a whole split; the payload is in memory a part at a time."""

@@ -114,7 +114,7 @@ def export_source(
             columns = {name: [getattr(example, name) for example in batch] for name in COLUMNS}
             payloads = [[x.payload] if isinstance(x.payload, bytes) else x.payload for x in batch]
             records = [tfrecords.make_example({feature.kind: payload}) for payload in payloads]
-            yield embedder(records, rows - len(batch)), columns
+            yield embedder(records, np.arange(rows - len(batch), rows)), columns
         if not rows:
             raise InputError(f"{text} holds no row to embed" + "".join(f"; {entry}" for entry in rejected[:3]))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.corpus import Corpus, Split
 from pipeline.files import storage
 from pipeline.files.layout import Round
 from pipeline.files.manifests import sha256_of_json
@@ -27,15 +27,28 @@ def mean_norm(rows: int, embed: Callable[[np.ndarray], np.ndarray]) -> float:
 
 
 class EmbeddingStore:
-    """Embeddings of the train split, a file a corpus shard; the note beside it is written last: its checksum, and the
-    kind of machine that it is from.
+    """Embeddings of the train split or of a part of it, a file a corpus shard; the note beside it is written last: its
+    checksum, and the kind of machine that it is from.
 
-    The folder is named by the content of corpus and checkpoint, so that what it holds is never stale.
+    The folder is named by the content of corpus and checkpoint, so that what it holds is never stale. `whole` is the
+    train split; rows are numbered as in `split`.
     """
 
-    def __init__(self, round: Round, corpus: Corpus, checkpoint_digest: str):
-        self.split = corpus.split("train")
-        self.directory = round.embeddings(sha256_of_json([corpus.fingerprint, checkpoint_digest])[:16])
+    def __init__(self, round: Round, corpus: Corpus, checkpoint_digest: str, part: str = ""):
+        """part: names the rows that are embedded, `keep_to` says which; nothing for all."""
+        self.whole = corpus.split("train")
+        shaped_by = [corpus.fingerprint, checkpoint_digest, *filter(None, [part])]
+        self.directory = round.embeddings(sha256_of_json(shaped_by)[:16])
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """The rows that are embedded."""
+        path = self.directory / "rows.npy"
+        return self.whole.part(np.array(storage.open_array(path))) if path.exists() else self.whole
+
+    def keep_to(self, rows: np.ndarray) -> None:
+        """Only these are to be embedded. rows: int64 [n] of the corpus, ascending."""
+        storage.write_checked(self.directory / "rows.npy", lambda temporary: np.save(temporary, rows))
 
     def path(self, shard: int) -> Path:
         return self.directory / self.split.shards[shard].file.replace(".tfrecord", ".npy")
@@ -66,7 +79,7 @@ class EmbeddingStore:
         return int(storage.open_array(self.path(0)).shape[1])
 
     def embeddings(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, dim] of rows of the train split, read by position."""
+        """float32 [n, dim] of rows, read by position."""
         out = None  # other shards may not be embedded yet
         for number, where, places in self.split.by_shard(rows):
             stored = storage.open_array(self.path(number))

@@ -10,6 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.corpus.corpus import Corpus, Split
 from pipeline.embedding.machine import machine_kind
 from pipeline.embedding.network import load_network
+from pipeline.embedding.store import GIVEN
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
@@ -20,6 +21,7 @@ from pipeline.mining.options import MiningOptions
 from pipeline.mining.steps import class_runs
 from pipeline.mining.work import Job, Tiling, list_items
 from pipeline.packs.packs import PackOptions
+from pipeline.packs.spread import draw_part
 from pipeline.process import beam
 from pipeline.process.commands import log
 from pipeline.process.engines import ENGINES, runner_of
@@ -59,8 +61,10 @@ def mine_round(
     threads: int | None = None,
     tiling: Tiling = Tiling(),  # noqa: B008  frozen
     scan: str = "auto",
+    given: np.ndarray | None = None,
 ) -> Mined:
-    """Mines a round, unless it is mined. digest: of its checkpoint, or of embeddings that are stored already.
+    """Mines a round, unless it is mined. digest: of its checkpoint, or of `given`: a user's own embeddings of the train
+    split, float32 [rows, dim] on the grid.
 
     Raises:
       InputError: if the round was mined with something else, or `scan` is gpu and there is none.
@@ -83,30 +87,45 @@ def mine_round(
     if packing.packs != "spread" and runner_of(options) not in ENGINES:
         job.scans_on_gpu()  # if one is asked for that is not there: before an hour of embedding
     _begin(job)
-    anchors = _draw_anchors(job, split)
-    if packing.packs != "spread":
-        storage.save_array(job.work / "anchors.npy", anchors)
-    with live(*_stages(job, split, len(anchors))):
-        build = functools.partial(graph.build, job=job, anchors=0 if packing.packs == "spread" else len(anchors))
-        beam.run(options, build)
+    anchors = _draw(job, split)
+    if given is not None:
+        _store(job, given)
+    with live(*_stages(job, anchors)):
+        beam.run(options, functools.partial(graph.build, job=job, anchors=anchors))
     _remove_work(job)
     taken, finished = float(f"{time.time() - started:.2f}"), time.strftime("%Y-%m-%dT%H:%M:%S%z")
     manifests.write(job.round.stats, Stats(mining_seconds=taken, finished=finished, round=round.number))
     return Mined.of(run_dir, manifests.read(job.round.manifest, TripletsManifest), taken)
 
 
-def _draw_anchors(job: Job, split: Split) -> np.ndarray:
-    """int64 [n], ascending: every row of the split, or as many as asked for, those with the lowest hashes."""
+def _draw(job: Job, split: Split) -> int:
+    """Writes which rows are anchors, those with the lowest hashes if not all are, and returns how many. For packs that
+    are spread, which rows are embedded, if not all are, and 0."""
+    most = min(job.mining.anchors or split.rows, split.rows)
+    if job.packing.packs == "spread":
+        if most < split.rows:
+            job.open_store().keep_to(draw_part(job.rule, split.first_rows, most))
+        return 0
     rows = np.arange(split.rows)
-    if job.mining.anchors is None or job.mining.anchors >= len(rows):
-        return rows
-    order = np.argsort(row_hashes(job.rule.key("anchors"), rows), kind="stable")
-    return np.sort(order[: job.mining.anchors])
+    if most < len(rows):
+        rows = np.sort(np.argsort(row_hashes(job.rule.key("anchors"), rows), kind="stable")[:most])
+    storage.save_array(job.work / "anchors.npy", rows)
+    return len(rows)
 
 
-def _stages(job: Job, split: Split, anchors: int) -> list[Stage]:
+def _store(job: Job, given: np.ndarray) -> None:
+    store = job.open_store()
+    split = store.split
+    given = given[split.number_of(np.arange(split.rows))]
+    for shard, part in enumerate(np.split(given, split.shard_rows[1:-1])):
+        if store.made_on(shard) != GIVEN:
+            store.write(shard, part, GIVEN)
+
+
+def _stages(job: Job, anchors: int) -> list[Stage]:
     """What one sees while the round is mined: files that are there, of those that will be."""
-    store, work, blocks = job.open_store(), job.work, column_blocks(split.rows)
+    store, work = job.open_store(), job.work
+    split, blocks = store.split, column_blocks(store.split.rows)
     if job.packing.packs == "spread":
         selecting = [Stage.of_files("group", "runs", len(class_runs(split)) - 1, work / "groups", ".npz")]
     else:

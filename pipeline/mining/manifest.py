@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.corpus.manifest import Feature
+from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import manifests, tfrecords
 from pipeline.files.layout import Round, Run
 from pipeline.files.manifests import Shard
 from pipeline.files.storage import location
-from pipeline.mining.options import MiningOptions
+from pipeline.mining.options import MiningOptions, embedded_part
 from pipeline.packs.packs import PackOptions
 
 METRIC = "squared euclidean of L2-normalised embeddings on a grid of 2^-11"
@@ -83,6 +84,12 @@ def read_manifest(round: Round, corpus: Corpus) -> TripletsManifest:
                 f"Remove {round.triplets} and mine that round again."
             )
     return manifest
+
+
+def store_of(round: Round, corpus: Corpus, manifest: TripletsManifest) -> EmbeddingStore:
+    """The embeddings that a round was mined with."""
+    part = embedded_part(manifest.mining, manifest.packing)
+    return EmbeddingStore(round, corpus, manifest.checkpoint_digest, part)
 
 
 def open_triplets(round: Round, corpus: Corpus) -> TripletsManifest:

@@ -16,7 +16,6 @@ from pipeline.corpus.manifest import Feature
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.fitting import fit_network
 from pipeline.embedding.network import EXTRAS, Extras, Network, copy_checkpoint, load_network
-from pipeline.embedding.store import GIVEN, EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
@@ -75,11 +74,14 @@ def mine_corpus(
     with lock.hold(corpus.run_dir, lock.MINER, lock.TRAINER):  # the checkpoint is a trainer's to write
         before = Run(corpus.run_dir).newest_checkpoint()
         if model is None:
-            round, digest = _with_embeddings(corpus, embeddings)
+            given = _given(corpus, embeddings)
+            digest = hashlib.sha256(given.tobytes()).hexdigest()
+            round = _round_of(Run(corpus.run_dir), digest)
         else:
+            given = None
             round, digest = _with_model(corpus, _network_of(model, corpus.feature, preprocess))
         try:
-            return mine_round(round, digest, mining, packing, beam_options or in_process(), threads)
+            return mine_round(round, digest, mining, packing, beam_options or in_process(), threads, given=given)
         except BaseException:
             ours = Run(corpus.run_dir).newest_checkpoint() != before
             if ours and not round.manifest.exists():  # it would be in the way of the next try
@@ -111,21 +113,14 @@ def _with_model(corpus: Corpus, network: Network) -> tuple[Round, str]:
     return round, digest
 
 
-def _with_embeddings(corpus: Corpus, embeddings: Any) -> tuple[Round, str]:
-    """The round that embeddings mine, where they are then, and their digest."""
+def _given(corpus: Corpus, embeddings: Any) -> np.ndarray:
+    """float32 [rows, dim]: a user's embeddings of the train split, on the grid."""
     found, rows = normalised(embeddings), corpus.split("train").rows
     if len(found) != rows:
         raise InputError(
             f"embeddings have {len(found)} rows, the train split of {corpus.run_dir} has {rows}. Embed corpus.rows()."
         )
-    grid = to_grid(found)
-    digest = hashlib.sha256(grid.tobytes()).hexdigest()
-    round = _round_of(Run(corpus.run_dir), digest)
-    store = EmbeddingStore(round, corpus, digest)
-    for shard, part in enumerate(np.split(grid, store.split.shard_rows[1:-1])):
-        if store.made_on(shard) != GIVEN:
-            store.write(shard, part, GIVEN)
-    return round, digest
+    return to_grid(found)
 
 
 def _round_of(run: Run, digest: str) -> Round:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pipeline.errors import InputError
+from pipeline.packs.packs import PackOptions
 from pipeline.process.options import from_text
 from pipeline.triplets.rule import Rule
 
@@ -42,7 +43,7 @@ class MiningOptions:
     min_negative_ratio: float = 0.0
     """guard: leave out negatives with d_an < ratio * d_ap"""
     anchors: int | None = None
-    """this many anchors, drawn; with --packs spread, rows (all)"""
+    """this many anchors, drawn; with --packs spread, rows: no others are embedded (all)"""
 
     def __post_init__(self) -> None:
         self.rule(0)
@@ -54,3 +55,8 @@ class MiningOptions:
         names = ("margin", "positives", "seed", "min_negative_distance", "min_negative_ratio")
         rest = {name: getattr(self, name) for name in names}
         return Rule(shares=self.negatives, round=round, pick=pick or self.pick, **rest)
+
+
+def embedded_part(mining: MiningOptions, packing: PackOptions) -> str:
+    """A name for the rows that are embedded; none for all. A scan looks at all, spread packs at what they hold."""
+    return f"{mining.anchors} of seed {mining.seed}" if packing.packs == "spread" and mining.anchors else ""

@@ -79,7 +79,7 @@ class EmbedShard(Step):
                 )  # fmt: skip
             embedder = self.handle.acquire(self._load, tag=self.job.checkpoint_digest)
             rows = np.arange(*self.split.shard_rows[number : number + 2])
-            self.store.write(number, embedder(self.split.read(rows), int(rows[0])), self.machine)
+            self.store.write(number, embedder(self.split.read(rows), self.split.number_of(rows)), self.machine)
         yield number
 
     def _load(self) -> Embedder:
@@ -287,7 +287,7 @@ class DealGroups(Step):
     """Any element -> the round's counts, once all groups are there: the rows of all packs are written."""
 
     def process(self, _: Any, grouped: int) -> Iterator[Counter[str]]:
-        rule, packing, most = self.job.rule, self.job.packing, self.job.mining.anchors
+        rule, packing = self.job.rule, self.job.packing
         runs = len(class_runs(self.split)) - 1
         _expect("runs of groups", grouped, runs)
         parts = []
@@ -300,14 +300,12 @@ class DealGroups(Step):
             place = spread.order_classes(means, packing.pack_rows // packing.fill)
         groups = spread.Groups.concatenate(parts)
         rows, starts = spread.deal(rule, groups, place[groups.label], packing.pack_rows, packing.fill)
-        every, grouped_rows, dealt_rows = self.split.rows, len(np.unique(groups.row)), len(np.unique(rows))
-        if most is not None and most < every:  # a part of the packs: then no row is missed
-            starts = starts[: max(2, int(np.searchsorted(starts, most, "right")))]
-            grouped_rows = dealt_rows = every
-        storage.save_array(self.job.work / "pack-rows.npy", rows[: starts[-1]])
+        storage.save_array(self.job.work / "pack-rows.npy", rows)
         storage.save_array(self.job.work / "pack-starts.npy", starts)
+        grouped_rows, dealt_rows = len(np.unique(groups.row)), len(np.unique(rows))
         yield Counter(
-            anchors_without_positive=every - grouped_rows, rows_in_packs_of_one_class=grouped_rows - dealt_rows
+            anchors_without_positive=self.split.rows - grouped_rows,
+            rows_in_packs_of_one_class=grouped_rows - dealt_rows,
         )
 
 

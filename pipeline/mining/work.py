@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Round
 from pipeline.files.manifests import sha256_of_json
-from pipeline.mining.options import MiningOptions
+from pipeline.mining.options import MiningOptions, embedded_part
 from pipeline.packs.packs import PackOptions
 from pipeline.triplets.columns import ANCHOR_BLOCK
 from pipeline.triplets.rule import Rule
@@ -82,7 +82,8 @@ class Job:
         return Corpus.open(self.round.run)
 
     def open_store(self) -> EmbeddingStore:
-        return EmbeddingStore(self.round, self.open_corpus(), self.checkpoint_digest)
+        part = embedded_part(self.mining, self.packing)
+        return EmbeddingStore(self.round, self.open_corpus(), self.checkpoint_digest, part)
 
     def worker_threads(self) -> int:
         """In a worker: how many it is to use."""

@@ -12,7 +12,7 @@ The packs are the same on every machine: on the grid of pipeline.triplets simila
 that means are made of.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -124,6 +124,27 @@ def group_rows(rule: Rule, block: Block, label: np.ndarray, fill: int) -> Groups
         place, ends = _far_apart(np.ascontiguousarray(block.embedding[order]), starts, fill)
     row = order[place]
     return Groups(row=block.row[row], starts=ends, label=label[row[ends[:-1]]])
+
+
+def draw_part(rule: Rule, first_rows: np.ndarray, most: int) -> np.ndarray:
+    """int64, ascending: about `most` rows, in whole classes, or in pieces of MATCHED rows or more of the large ones.
+
+    Rounds take one part after the other, so that no row comes again before all have come.
+
+    Args:
+      first_rows: int64 [classes + 1], where each class begins.
+    """
+    size, every, always = np.diff(first_rows), np.arange(first_rows[-1]), replace(rule, round=0)
+    pieces = np.maximum(1, size // MATCHED)  # of each class, of nearly equal sizes
+    label = np.repeat(np.arange(len(size)), size)
+    order = np.lexsort((row_hashes(always.key("piece"), every), label))
+    piece = (np.cumsum(pieces) - pieces)[label] + (every - first_rows[label]) * pieces[label] // size[label]
+    sizes = np.bincount(piece)
+    turn = np.argsort(row_hashes(always.key("turn"), np.arange(len(sizes))), kind="stable")
+    begin = np.empty_like(sizes)
+    begin[turn] = np.cumsum(sizes[turn]) - sizes[turn]
+    chosen = (begin - rule.round * most) % len(every) < most
+    return np.sort(order[chosen[piece]])
 
 
 def class_means(embedding: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def write_packs(
             for pack in range(len(chunk)):
                 rows = chunk.rows[slice(*chunk.starts[[pack, pack + 1]])]
                 triplets = {name: column[ends[pack] : ends[pack + 1]] for name, column in columns.items()}
-                yield tfrecords.make_example({"row": rows, **triplets, **payload.of(rows)})
+                yield tfrecords.make_example({"row": store.split.number_of(rows), **triplets, **payload.of(rows)})
 
     shard = tfrecords.write_records(path, records())
     return shard, counts

@@ -12,7 +12,7 @@ from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.files.layout import Run
 from pipeline.files.storage import location
-from pipeline.mining.manifest import TripletsManifest, read_manifest
+from pipeline.mining.manifest import TripletsManifest, read_manifest, store_of
 from pipeline.mining.mined import Mined
 from pipeline.reporting.neighbours import neighbours
 from pipeline.reporting.suspects import among_others
@@ -93,7 +93,7 @@ def advised(mined: Mined) -> Advised:
     run_dir = location(mined.run_dir)
     corpus, round = Corpus.open(run_dir), Run(run_dir).round(mined.round)
     manifest = read_manifest(round, corpus)
-    store = EmbeddingStore(round, corpus, manifest.checkpoint_digest)
+    store = store_of(round, corpus, manifest)
     whole = all(store.has(shard) for shard in range(len(store.split.shards)))
     return Advised(**vars(mined), advice=advise(store, manifest) if whole else None)
 
@@ -106,9 +106,10 @@ def answer(found: Signals, most_active: float = MOST_ACTIVE) -> Answer:
 
 
 def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:
-    split, rng = store.split, np.random.default_rng(manifest.round)
-    rows = np.sort(rng.permutation(split.rows)[:LOOKED_AT])
-    d_ap, d_an = _random_triplets(store, rows, rng)
+    split, rng = store.whole, np.random.default_rng(manifest.round)
+    drawn = np.sort(rng.permutation(store.split.rows)[:LOOKED_AT])
+    rows = store.split.number_of(drawn)
+    d_ap, d_an = _random_triplets(store, drawn, rng)
     active, count = d_an < d_ap + MARGIN, max(1, d_an.size)
     found = neighbours(store, rows)
     pure = split.class_of(found[0][:, 0]) == split.class_of(rows)

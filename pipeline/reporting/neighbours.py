@@ -16,7 +16,7 @@ Neighbours = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def neighbours(store: EmbeddingStore, rows: np.ndarray, others: bool = False) -> Neighbours:
-    """What lies nearest to rows of a split, which ascend. others: of other labels only.
+    """What lies nearest to rows of the corpus, which ascend and are embedded. others: of other labels only.
 
     Of a split larger than NEIGHBOUR_ROWS every second (third ...) row is looked at, which keeps the classes' shares.
 
@@ -24,7 +24,7 @@ def neighbours(store: EmbeddingStore, rows: np.ndarray, others: bool = False) ->
       int64 [n, NEIGHBOURS], the nearest rows in order; float32 of the same shape, their distances; float32 [n, NEAR],
       the distances of the nearest rows of the same label. Infinite where there are fewer.
     """
-    split = store.split
+    split, rows = store.split, store.split.row_of(rows)
     looked_at = np.arange(0, split.rows, math.ceil(split.rows / NEIGHBOUR_ROWS))
     points, label = store.embeddings(looked_at), split.class_of(looked_at)
     found = []
@@ -36,7 +36,7 @@ def neighbours(store: EmbeddingStore, rows: np.ndarray, others: bool = False) ->
         if others:
             distance[classmates] = np.inf
         d_any, where = _smallest(distance, NEIGHBOURS)
-        found.append((looked_at[where], d_any, d_own))
+        found.append((split.number_of(looked_at[where]), d_any, d_own))
     nearest, d_any, d_own = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return nearest, d_any, d_own
 
@@ -54,9 +54,10 @@ def nearest_others(store: EmbeddingStore, seed: int) -> Pairs:
 
     What triplets tell of classes and labels is told by this where packs keep near classes apart (`--packs spread`).
     """
-    rows = np.sort(np.random.default_rng(seed).permutation(store.split.rows)[:LOOKED_AT])
+    drawn = np.sort(np.random.default_rng(seed).permutation(store.split.rows)[:LOOKED_AT])
+    rows = store.split.number_of(drawn)
     nearest, distance, _ = neighbours(store, rows, others=True)
     row, place = np.nonzero(np.isfinite(distance[:, :NEAR]))  # fewer in a tiny corpus
     anchor, negative = rows[row], nearest[row, place]
-    classes = classes_of(store.split, anchor, negative)
+    classes = classes_of(store.whole, anchor, negative)
     return Pairs(anchor=anchor, negative=negative, classes=classes, d_an=distance[row, place], rows=len(rows))

@@ -18,7 +18,7 @@ from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Run
-from pipeline.mining.manifest import TripletsManifest
+from pipeline.mining.manifest import TripletsManifest, store_of
 from pipeline.mining.options import shown as shown_shares
 from pipeline.packs.write import SCOPES
 from pipeline.reporting import charts, confusion, neighbours, sample, suspects
@@ -85,7 +85,7 @@ def write_round(run_dir: Path, number: int, corpus: Corpus, packs: int | None = 
             f"--run_dir {run_dir}"
         )
     found = sample.read_sample(round.triplets, manifest, packs or sample.packs_to_read(manifest), split)
-    store = _embeddings(EmbeddingStore(round, corpus, manifest.checkpoint_digest))
+    store = _embeddings(store_of(round, corpus, manifest))
     evidence: Pairs = found  # of what is confused and mislabelled
     if facts.spread and store:
         evidence = neighbours.nearest_others(store, seed=number)

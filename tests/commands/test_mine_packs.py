@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from conftest import copied, packs_of
 
-from pipeline import ingest, mine
+from pipeline import ingest, mine, records, report
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.network import load_network
 from pipeline.errors import InputError
 from pipeline.files import manifests
 from pipeline.files.layout import Round, Run
-from pipeline.mining.manifest import TripletsManifest, open_triplets
+from pipeline.mining.manifest import TripletsManifest, open_triplets, store_of
+from pipeline.mining.of_corpus import mine_corpus
 from pipeline.mining.options import MiningOptions
 from pipeline.mining.steps import GroupRows
 from pipeline.mining.work import Job
@@ -98,10 +99,45 @@ def test_an_interrupted_deal_is_made_again(spread, fresh_run):
     assert not job.work.parent.exists()
 
 
-def test_fewer_rows(fresh_run):
-    assert mine.main(["--run_dir", str(fresh_run), *SPREAD, "--anchors", "200"]) == 0
-    rows = np.concatenate([pack["row"] for pack in packs_of(fresh_run)])
-    assert 200 - 32 < len(rows) <= 200
+def test_a_part_is_embedded_packed_trained_on_and_reported_and_the_next_round_takes_another(fresh_run, capsys):
+    """400 of some 1,250 rows: pieces of ten classes. Packs are those of a corpus of these rows alone."""
+    where, parts = ["--run_dir", str(fresh_run)], []
+    corpus = Corpus.open(fresh_run)
+    split = corpus.split("train")
+    for number in (0, 1):
+        assert mine.main([*where, *SPREAD, "--anchors", "400"]) == 0
+        round = Run(fresh_run).round(number)
+        packs = packs_of(fresh_run, number)
+        rows = np.concatenate([pack["row"] for pack in packs])
+        manifest = open_triplets(round, corpus)
+        store = store_of(round, corpus, manifest)
+        parts.append(store.split.number_of(np.arange(store.split.rows)))
+        assert set(rows) == set(parts[-1]) and abs(len(parts[-1]) - 400) < 2 * MATCHED
+        embedding = Embedder(load_network(round.checkpoint), corpus.feature)(split.read(parts[-1]))
+        np.testing.assert_array_equal(store.embeddings(np.arange(store.split.rows)), embedding)
+        for pack in packs:
+            ids = [example["id"][0] for example in split.examples(pack["row"])]
+            assert ids == pack["id"]
+            own = store.embeddings(store.split.row_of(pack["row"]))
+            d_ap = 2 - 2 * (own[pack["anchor"]] * own[pack["positive"]]).sum(axis=1)
+            np.testing.assert_allclose(pack["d_ap"], d_ap, atol=1e-6)
+        assert report.main([*where, "--round", str(number)]) == 0
+        assert train.main([*where, "--memory_rows", "150"]) == 0
+    assert not np.intersect1d(*parts).size
+    assert records.main(["verify", str(fresh_run)]) == 0
+
+
+def test_a_part_of_embeddings_that_a_user_brings(tmp_path):
+    corpus = Corpus.ingest("digits", tmp_path)
+    split = corpus.split("train")
+    embeddings = np.random.default_rng(0).standard_normal((split.rows, 8))
+    mine_corpus(corpus, embeddings=embeddings, packs="spread", pack_rows=32, fill=2, margin=1.0, anchors=300)
+    round = Run(tmp_path).round(0)
+    store = store_of(round, corpus, open_triplets(round, corpus))
+    part = store.split.number_of(np.arange(store.split.rows))
+    assert abs(len(part) - 300) < 2 * MATCHED
+    expected = embeddings[part] / np.linalg.norm(embeddings[part], axis=1, keepdims=True)
+    np.testing.assert_allclose(store.embeddings(np.arange(len(part))), expected, atol=2**-10)
 
 
 def test_rows_that_no_pack_can_hold_are_counted(tmp_path):

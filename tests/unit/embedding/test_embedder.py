@@ -51,7 +51,7 @@ def test_unit_vectors_of_16_bits_are_unit_vectors(corpus, policy):
 def test_what_has_not_length_1_is_refused_by_its_rows(corpus):
     records = corpus.split("train").read(np.arange(10))
     with pytest.raises(InputError, match=r"some.keras: 1 of 10 embeddings .* rows \[105\], the first is zero"):
-        embedder_of(corpus, keras.layers.UnitNormalization())(records, 100)
+        embedder_of(corpus, keras.layers.UnitNormalization())(records, np.arange(100, 100 + len(records)))
     with pytest.raises(InputError, match=r"10 of 10 embeddings .* rows \[0, 1, 2, 3, 4\], the first is of length "):
         embedder_of(corpus, keras.layers.Dense(3, bias_initializer="ones"))(records)
     with pytest.raises(InputError, match="the first is NaN"):

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.packs.spread import CHUNK, MATCHED, Groups, class_means, deal, group_rows, order_classes
+from pipeline.packs.spread import CHUNK, MATCHED, Groups, class_means, deal, draw_part, group_rows, order_classes
 from pipeline.triplets.rows import Block, to_grid
 from pipeline.triplets.rule import Rule
 
@@ -48,6 +48,25 @@ def test_the_farthest_of_what_is_left_make_a_group(seed, sizes, fill):
         left -= set(members)
     parts = [max(1, size // max(MATCHED, fill)) for size in sizes]
     assert not left and again <= sum(parts) * (fill - 1)
+
+
+@given(
+    seed=st.integers(0, 1000), sizes=st.lists(st.integers(1, 200), min_size=1, max_size=30), most=st.integers(1, 900),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_rounds_take_one_part_after_the_other(seed, sizes, most):
+    """Every row comes once before any comes again, and classes of up to 2 * MATCHED - 1 rows are whole."""
+    first_rows = np.concatenate([[0], np.cumsum(sizes)])
+    rows, label = first_rows[-1], np.repeat(np.arange(len(sizes)), sizes)
+    most = min(most, rows)
+    parts = [draw_part(Rule(seed=seed, round=n), first_rows, most) for n in range(5)]
+    times = np.bincount(np.concatenate(parts), minlength=rows)
+    assert np.ptp(times) <= 1 and all((np.diff(part) > 0).all() for part in parts)
+    for part in parts:
+        assert len(part) < most + 2 * MATCHED
+        drawn = np.bincount(label[part], minlength=len(sizes))
+        assert all(n in (0, size) if size < 2 * MATCHED else n in (0, size) or n >= MATCHED
+                   for n, size in zip(drawn.tolist(), sizes, strict=True))  # fmt: skip
 
 
 def test_copies_of_one_row_are_no_group():
