@@ -14,6 +14,7 @@ from pipeline.triplets.rows import Block
 
 MEAN_ROWS = 1024
 SHARDS_LOOKED_AT = 4096
+ROWS = "rows.npz"  # which rows are embedded, if not all are
 GIVEN = "given"  # in place of a kind of machine: embeddings that a user brought
 
 
@@ -43,12 +44,12 @@ class EmbeddingStore:
     @functools.cached_property
     def split(self) -> Split:
         """The rows that are embedded."""
-        path = self.directory / "rows.npy"
-        return self.whole.part(np.array(storage.open_array(path))) if path.exists() else self.whole
+        path = self.directory / ROWS
+        return self.whole.part(storage.read_arrays(path)["numbers"]) if path.exists() else self.whole
 
     def keep_to(self, rows: np.ndarray) -> None:
         """Only these are to be embedded. rows: int64 [n] of the corpus, ascending."""
-        storage.write_checked(self.directory / "rows.npy", lambda temporary: np.save(temporary, rows))
+        storage.save_arrays(self.directory / ROWS, numbers=rows)
 
     def path(self, shard: int) -> Path:
         return self.directory / self.split.shards[shard].file.replace(".tfrecord", ".npy")
