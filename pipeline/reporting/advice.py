@@ -20,7 +20,7 @@ from pipeline.reporting.suspects import among_others
 LOOKED_AT = 512  # rows
 NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
-MOST_ACTIVE = 0.085  # per pass: a short round has less time to win back what mining costs
+MOST_ACTIVE = 0.085  # if a round's packs hold as many rows as were embedded for it
 MOST_MET = 0.5  # of the classes, in one pack: with ten classes in all, mining made no difference
 SUSPECTED = 0.15
 LEARNED = 0.5  # of embeddings at random more is active: what lies among another class is then no label's fault
@@ -32,7 +32,8 @@ class Signals:
 
     active: of random triplets, those with a loss at MARGIN; semi_hard: those whose negative is farther than the
     positive, too. pure: of rows, those whose nearest row is of their class. suspected: those that lie among another
-    class, as `suspects` has it. classes_met: classes in a pack, over all. passes: rows of the round's packs, over all.
+    class, as `suspects` has it. classes_met: classes in a pack, over all. passes: rows of the round's packs, over those
+    that were embedded for it.
     """
 
     active: float
@@ -44,7 +45,7 @@ class Signals:
 
     @property
     def active_per_pass(self) -> float:
-        """A shorter round than one pass counts for less; of longer ones nothing was measured."""
+        """Fewer rows than were embedded have less time to win back what that cost; of more nothing was measured."""
         return self.active / min(self.passes, 1.0)
 
 
@@ -65,7 +66,7 @@ class Advice:
             return f"{found.suspected:.0%} of rows lie among another class; see suspected-labels.tsv of the report"
         if found.classes_met > MOST_MET:
             return f"a pack holds {found.classes_met:.0%} of the classes"
-        return f"{found.active:.1%} of random triplets teach, in {found.passes:.2g} passes over the corpus"
+        return f"{found.active:.1%} of random triplets teach; packs hold {found.passes:.2g} times the embedded rows"
 
     def __str__(self) -> str:
         return f"  {'does mining pay here?':<22}{self.answer}: {self.why} (docs/does-it-pay.md)"
@@ -119,7 +120,7 @@ def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:
         active=float(active.sum() / count), semi_hard=float((active & (d_an > d_ap)).sum() / count),
         pure=float(pure.mean()),
         suspected=sum(1 for _ in among_others(split, rows, found)) / len(rows), classes_met=classes / split.classes,
-        passes=manifest.rows / split.rows,
+        passes=manifest.rows / store.split.rows,
     )  # fmt: skip
 
 
