@@ -90,7 +90,7 @@ COMBINATIONS = {
     "55f619173f9cbd2c": "--pack_pick nearest --fill 2 --pack_rows 32 --margin 1.0",
     "d0b515f70a73e7c7": "--pick nearest --pack_pick random --margin 0.05 --fill 8",
     "dbd700d754cefa88": f"{SPREAD} 32 --fill 2 --margin 1.0 --pack_pick nearest",
-    "90c5d27f0025ea75": f"{SPREAD} 64 --fill 4 --anchors 900 --negatives hard --min_negative_distance 0.1",
+    "a81d2c7df1d2aeef": f"{SPREAD} 64 --fill 4 --anchors 900 --negatives hard --min_negative_distance 0.1",
     "d3222779f5169589": f"{SPREAD} 128 --negatives semi-hard,hard --margin 0.3 --seed 9",
     "1bf60f3c2d013e98": f"{LONE} --positives 2 --margin 0.6 --seed 2",
 }
