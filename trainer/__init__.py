@@ -9,7 +9,7 @@ loop       a round's training from start to checkpoint
 step       one training step, on every device there is
 losses     on embeddings
 batches    triplet TFRecords, and corpus records, to batches
-memory     embeddings of the whole corpus that a batch is compared with beside its own
+memory     embeddings of the corpus that a batch is compared with beside its own
 state      what an interrupted training needs to go on
 recipe     all settings of the rounds, in a file of recipes/
 rounds     mining and training in turn, by a plan on disk

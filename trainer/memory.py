@@ -31,7 +31,7 @@ class Memory:
     def __init__(self, store: EmbeddingStore, most: int, seed: int):
         split = store.split
         self.seed, self.rows, self.count = seed, split.rows, min(most, split.rows)
-        for shard in range(len(split.shards)):
+        for shard in range(store.files):
             if not store.has(shard):
                 path = store.path(shard)
                 what = "is not what was mined with" if path.exists() else "is missing"

@@ -5,7 +5,7 @@ Rows of a split are ordered by (label, id) in UTF-8 byte order and cut into shar
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,10 @@ class Split:
         """The same, parsed."""
         return map(tfrecords.parse_example, self.read(rows))
 
-    def part(self, numbers: np.ndarray) -> "Part":
-        """Some of the rows. numbers: int64 [n], ascending."""
+    def part(self, numbers: np.ndarray, shard_rows: np.ndarray) -> "Part":
+        """Some of the rows. numbers: int64 [n], ascending. shard_rows: see `Part`."""
         given = {field.name: getattr(self, field.name) for field in fields(Split)}
-        return Part(**given, whole=self, numbers=numbers)
+        return Part(**given, whole=self, numbers=numbers, shard_rows=shard_rows)
 
     def number_of(self, rows: np.ndarray) -> np.ndarray:
         """int64 [n]: what rows are called in the corpus."""
@@ -177,13 +177,16 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Part(Split):
-    """Some rows of a split as a split of its own: rows, classes and shards that have any are numbered anew.
+    """Some rows of a split as a split of its own: its rows, and the classes that have any, are numbered anew. What is
+    read lies in the files of `whole`.
 
-    numbers: int64 [rows], ascending, of its rows in `whole`.
+    numbers: int64 [rows], ascending, of its rows in `whole`. shard_rows: int64 [n], where runs of rows to work on at a
+    time begin, and the end.
     """
 
     whole: Split
     numbers: np.ndarray
+    shard_rows: np.ndarray
 
     @property
     def rows(self) -> int:
@@ -206,15 +209,6 @@ class Part(Split):
     def first_rows(self) -> np.ndarray:
         return np.append(np.searchsorted(self.numbers, self.whole.first_rows[self._kept]), self.rows)
 
-    @functools.cached_property
-    def _shards(self) -> dict[int, int]:
-        """Rows by number of the shard in `whole`, of those that have any."""
-        return {number: len(where) for number, where, _ in self.whole.by_shard(self.numbers)}
-
-    @functools.cached_property
-    def shards(self) -> list[CorpusShard]:
-        return [replace(self.whole.shards[number], records=records) for number, records in self._shards.items()]
-
     def codes(self, name: str, rows: np.ndarray) -> np.ndarray:
         return self.whole.codes(name, self.numbers[rows])
 
@@ -228,7 +222,7 @@ class Part(Split):
         return np.searchsorted(self.numbers, numbers)
 
     def check_shard(self, number: int) -> None:
-        self.whole.check_shard(list(self._shards)[number])
+        """Nothing beforehand: what is read is checked, record by record, and so is each index."""
 
 
 @dataclass(frozen=True, kw_only=True)

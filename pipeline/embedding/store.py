@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpus.corpus import Corpus, Split
+from pipeline.errors import InputError
 from pipeline.files import storage
 from pipeline.files.layout import Round
 from pipeline.files.manifests import sha256_of_json
@@ -15,6 +16,8 @@ from pipeline.triplets.rows import Block
 MEAN_ROWS = 1024
 SHARDS_LOOKED_AT = 4096
 ROWS = "rows.npz"  # which rows are embedded, if not all are
+FILE_BYTES = 64 << 20  # of payload of such rows whose embeddings share a file
+FILE_ROWS = 2048  # at most
 GIVEN = "given"  # in place of a kind of machine: embeddings that a user brought
 
 
@@ -37,30 +40,53 @@ class EmbeddingStore:
 
     def __init__(self, round: Round, corpus: Corpus, checkpoint_digest: str, part: str = ""):
         """part: names the rows that are embedded, `keep_to` says which; nothing for all."""
-        self.whole = corpus.split("train")
+        self.whole, self.part = corpus.split("train"), part
         shaped_by = [corpus.fingerprint, checkpoint_digest, *filter(None, [part])]
         self.directory = round.embeddings(sha256_of_json(shaped_by)[:16])
 
     @functools.cached_property
     def split(self) -> Split:
-        """The rows that are embedded."""
+        """The rows that are embedded.
+
+        Raises:
+          InputError: if these are a part, and somebody removed the file that says which.
+        """
         path = self.directory / ROWS
-        return self.whole.part(storage.read_arrays(path)["numbers"]) if path.exists() else self.whole
+        if not self.part:
+            return self.whole
+        if not path.exists():
+            raise InputError(f"{path} is missing: it says which rows were embedded. Mine the round again.")
+        return self.whole.part(**storage.read_arrays(path))
 
     def keep_to(self, rows: np.ndarray) -> None:
         """Only these are to be embedded. rows: int64 [n] of the corpus, ascending."""
-        storage.save_arrays(self.directory / ROWS, numbers=rows)
+        sizes = np.maximum(self.whole.codes("length", rows), FILE_BYTES // FILE_ROWS)
+        starts = np.flatnonzero(np.diff((np.cumsum(sizes) - sizes) // FILE_BYTES, prepend=-1))
+        given = {"numbers": rows, "shard_rows": np.append(starts, len(rows))}
+        storage.write_checked(self.directory / ROWS, lambda temporary: np.savez(temporary, **given))
+
+    @property
+    def files(self) -> int:
+        """How many files of embeddings there are, when all are."""
+        return len(self.split.shard_rows) - 1
+
+    def removed(self) -> bool:
+        """Whether somebody removed any of them, or made it unclear which rows they are of."""
+        rows = self.directory / ROWS
+        known = not self.part or (rows.exists() and storage.is_as_written(rows))
+        return not known or not all(self.path(shard).exists() for shard in range(self.files))
 
     def path(self, shard: int) -> Path:
-        return self.directory / self.split.shards[shard].file.replace(".tfrecord", ".npy")
+        name = f"{shard:06d}.npy" if self.part else self.split.shards[shard].file.replace(".tfrecord", ".npy")
+        return self.directory / name
 
     def made_on(self, shard: int) -> str | None:
         """The kind of machine that a corpus shard's embeddings are from; None if they are not there or not whole."""
         path = self.path(shard)
         if not path.exists() or not storage.is_as_written(path):
             return None
-        stored = storage.open_array(path)
-        whole = stored.dtype == np.float32 and stored.ndim == 2 and len(stored) == self.split.shards[shard].records
+        stored, rows = storage.open_array(path), np.diff(self.split.shard_rows[shard : shard + 2])
+        whole = stored.dtype == np.float32 and stored.ndim == 2 and len(stored) == rows
         return storage.note_of(path) if whole else None
 
     def has(self, shard: int) -> bool:
@@ -68,7 +94,7 @@ class EmbeddingStore:
 
     def machines(self) -> list[str]:
         """All kinds of machine that the embeddings are from; of very many shards, of 4,096."""
-        shards = np.unique(np.linspace(0, len(self.split.shards) - 1, SHARDS_LOOKED_AT).astype(np.int64))
+        shards = np.unique(np.linspace(0, self.files - 1, SHARDS_LOOKED_AT).astype(np.int64))
         return sorted({storage.note_of(self.path(shard)) for shard in shards.tolist()})
 
     def write(self, shard: int, embeddings: np.ndarray, kind: str) -> None:

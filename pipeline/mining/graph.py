@@ -63,7 +63,7 @@ class EmbedCorpus(beam.PTransform):
         self.job = job
 
     def expand(self, pipeline: beam.Pipeline) -> PCollection[int]:
-        shards = len(self.job.open_store().split.shards)
+        shards = self.job.open_store().files
         return _numbers(pipeline, "corpus shards", shards) | "Embed" >> beam.ParDo(steps.EmbedShard(self.job))
 
 

@@ -100,11 +100,14 @@ def mine_round(
 
 def _draw(job: Job, split: Split) -> int:
     """Writes which rows are anchors, those with the lowest hashes if not all are, and returns how many. For packs that
-    are spread, which rows are embedded, if not all are, and 0."""
+    are spread, which rows are embedded, if a part is asked for, and 0."""
     most = min(job.mining.anchors or split.rows, split.rows)
     if job.packing.packs == "spread":
-        if most < split.rows:
-            job.open_store().keep_to(draw_part(job.rule, split.first_rows, most))
+        if job.mining.anchors:
+            part = draw_part(job.rule, split.first_rows, most, job.packing.fill)
+            if not len(part):
+                raise InputError(f"{split.directory}: no class to train on has two rows, so nothing has a positive.")
+            job.open_store().keep_to(part)
         return 0
     rows = np.arange(split.rows)
     if most < len(rows):
@@ -116,10 +119,10 @@ def _draw(job: Job, split: Split) -> int:
 def _store(job: Job, given: np.ndarray) -> None:
     store = job.open_store()
     split = store.split
-    given = given[split.number_of(np.arange(split.rows))]
-    for shard, part in enumerate(np.split(given, split.shard_rows[1:-1])):
+    for shard in range(store.files):
         if store.made_on(shard) != GIVEN:
-            store.write(shard, part, GIVEN)
+            rows = np.arange(*split.shard_rows[shard : shard + 2])
+            store.write(shard, given[split.number_of(rows)], GIVEN)
 
 
 def _stages(job: Job, anchors: int) -> list[Stage]:
@@ -135,7 +138,7 @@ def _stages(job: Job, anchors: int) -> list[Stage]:
             Stage.of_files("scan", "work items", items, work / "found", ".npz"),
         ]
     return [
-        Stage.of_files("embed", "shards", len(split.shards), store.directory, ".npy"),
+        Stage.of_files("embed", "shards", store.files, store.directory, ".npy"),
         *selecting,
         Stage.of_files("write", "shards", job.shards(split.rows), job.round.triplets, ".tfrecord"),
     ]

@@ -235,7 +235,7 @@ class TakeGiven(Step):
         self.given = self.job.open_corpus().given_triplets()
 
     def process(self, number: int, embedded: int) -> Iterator[Any]:
-        _expect("shards of embeddings", embedded, len(self.split.shards))
+        _expect("shards of embeddings", embedded, self.store.files)
         rows = np.array(self.given[number * GIVEN_TRIPLETS : (number + 1) * GIVEN_TRIPLETS])
         anchors = storage.open_array(self.job.work / "anchors.npy")
         rows = rows[anchors[np.searchsorted(anchors, rows[:, 0], "right") - 1] == rows[:, 0]]
@@ -274,7 +274,7 @@ class GroupRows(Step):
     """Number of a run of classes -> the same number, its groups of rows and its classes' means written."""
 
     def process(self, number: int, embedded: int) -> Iterator[int]:
-        _expect("shards of embeddings", embedded, len(self.split.shards))
+        _expect("shards of embeddings", embedded, self.store.files)
         rows = np.arange(*class_runs(self.split)[number : number + 2])
         block, label = self.store.block(rows), self.split.class_of(rows)
         groups = spread.group_rows(self.job.rule, block, label, self.job.packing.fill)

@@ -126,25 +126,29 @@ def group_rows(rule: Rule, block: Block, label: np.ndarray, fill: int) -> Groups
     return Groups(row=block.row[row], starts=ends, label=label[row[ends[:-1]]])
 
 
-def draw_part(rule: Rule, first_rows: np.ndarray, most: int) -> np.ndarray:
-    """int64, ascending: about `most` rows, in whole classes, or in pieces of MATCHED rows or more of the large ones.
+def draw_part(rule: Rule, first_rows: np.ndarray, most: int, fill: int) -> np.ndarray:
+    """int64, ascending: about `most` rows, in whole classes, or of large ones in the pieces that `group_rows` looks at
+    together. Two classes at least, if there are two; none of a single row.
 
     Rounds take one part after the other, so that no row comes again before all have come.
 
     Args:
       first_rows: int64 [classes + 1], where each class begins.
     """
-    size, every, always = np.diff(first_rows), np.arange(first_rows[-1]), replace(rule, round=0)
-    pieces = np.maximum(1, size // MATCHED)  # of each class, of nearly equal sizes
-    label = np.repeat(np.arange(len(size)), size)
-    order = np.lexsort((row_hashes(always.key("piece"), every), label))
+    size, always = np.diff(first_rows), replace(rule, round=0)
+    every = np.flatnonzero(np.repeat(size > 1, size))
+    label = np.repeat(np.arange(len(size)), size)[every]
+    pieces = np.where(size > 1, np.maximum(1, size // max(MATCHED, fill)), 0)
     piece = (np.cumsum(pieces) - pieces)[label] + (every - first_rows[label]) * pieces[label] // size[label]
-    sizes = np.bincount(piece)
-    turn = np.argsort(row_hashes(always.key("turn"), np.arange(len(sizes))), kind="stable")
-    begin = np.empty_like(sizes)
-    begin[turn] = np.cumsum(sizes[turn]) - sizes[turn]
-    chosen = (begin - rule.round * most) % len(every) < most
-    return np.sort(order[chosen[piece]])
+    sizes, of = np.bincount(piece), np.repeat(np.arange(len(size)), pieces)
+    order = np.argsort(row_hashes(always.key("turn"), np.arange(len(sizes))), kind="stable")
+    begin = np.cumsum(sizes[order]) - sizes[order]
+    after = (begin - rule.round * most) % max(1, len(every))  # the end of the part before
+    order = order[np.argsort(after, kind="stable")]
+    others = np.flatnonzero(of[order] != of[order[:1]])
+    count = max(np.count_nonzero(after < most), others[0] + 1 if len(others) else 1)
+    drawn = every[np.lexsort((row_hashes(always.key("piece"), every), label))]
+    return np.sort(drawn[np.isin(piece, order[:count])])
 
 
 def class_means(embedding: np.ndarray, label: np.ndarray) -> np.ndarray:

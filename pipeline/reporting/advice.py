@@ -95,7 +95,7 @@ def advised(mined: Mined) -> Advised:
     corpus, round = Corpus.open(run_dir), Run(run_dir).round(mined.round)
     manifest = read_manifest(round, corpus)
     store = store_of(round, corpus, manifest)
-    whole = all(store.has(shard) for shard in range(len(store.split.shards)))
+    whole = not store.removed() and all(map(store.has, range(store.files)))
     return Advised(**vars(mined), advice=advise(store, manifest) if whole else None)
 
 
@@ -115,11 +115,12 @@ def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:
     found = neighbours(store, rows)
     pure = split.class_of(found[0][:, 0]) == split.class_of(rows)
     packing = manifest.packing
-    classes = min(split.classes, 2 if packing.lone else packing.pack_rows // packing.fill)
+    classes = store.split.classes
+    met = min(classes, 2 if packing.lone else packing.pack_rows // packing.fill)
     return Signals(
         active=float(active.sum() / count), semi_hard=float((active & (d_an > d_ap)).sum() / count),
         pure=float(pure.mean()),
-        suspected=sum(1 for _ in among_others(split, rows, found)) / len(rows), classes_met=classes / split.classes,
+        suspected=sum(1 for _ in among_others(split, rows, found)) / len(rows), classes_met=met / classes,
         passes=manifest.rows / store.split.rows,
     )  # fmt: skip
 

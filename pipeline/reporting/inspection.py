@@ -103,7 +103,7 @@ def problems(directory: Path) -> Iterator[str]:
 
 def _changed(directory: Path) -> Iterator[str]:
     """Checkpoints and embeddings of which the checksum beside them tells that they were changed."""
-    files = ("best/*.keras", "checkpoint/*.keras", "embeddings/*/*.npy")
+    files = ("best/*.keras", "checkpoint/*.keras", "embeddings/*/*.np[yz]")
     patterns = [above + file for file in files for above in ("", "*/", "*/*/")]  # of a round, of rounds, of a run
     for path in [path for pattern in patterns for path in sorted(directory.glob(pattern), key=str)]:
         if storage.is_as_written(path) is False:

@@ -130,10 +130,9 @@ def _embeddings(store: EmbeddingStore) -> EmbeddingStore | None:
     Raises:
       InputError: if one is damaged: the page would be another.
     """
-    shards = range(len(store.split.shards))
-    if not all(store.path(shard).exists() for shard in shards):
+    if store.removed():
         return None
-    for shard in shards:
+    for shard in range(store.files):
         if not store.has(shard):
             raise InputError(
                 f"{store.path(shard)} is not what was mined with. Restore it, or remove it: pages do without."

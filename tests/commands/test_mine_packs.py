@@ -1,6 +1,7 @@
 """Packs that are spread out, by the whole command: every row once, beside far classmates."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -125,6 +126,45 @@ def test_a_part_is_embedded_packed_trained_on_and_reported_and_the_next_round_ta
         assert train.main([*where, "--memory_rows", "150"]) == 0
     assert not np.intersect1d(*parts).size
     assert records.main(["verify", str(fresh_run)]) == 0
+
+
+def test_a_part_of_which_nothing_tells_any_more(fresh_run, capsys):
+    """Its embeddings, or which rows they are of, removed or spoilt: training with memory names the file, a report does
+    without, `records verify` tells."""
+    where = ["--run_dir", str(fresh_run)]
+    assert mine.main([*where, *SPREAD, "--anchors", "300"]) == 0
+    [rows] = Run(fresh_run).round(0).path.glob("embeddings/*/rows.npz")
+    whole = rows.read_bytes()
+    rows.write_bytes(whole[:-9] + b"spoilt!!!")
+    assert records.main(["verify", str(fresh_run)]) == 4
+    assert "rows.npz was changed since it was written" in "".join(capsys.readouterr())
+    assert mine.main([*where, *SPREAD, "--anchors", "300"]) == 0
+    assert "does mining pay" not in capsys.readouterr().out
+    rows.unlink()
+    assert report.main(where) == 0
+    with pytest.raises(InputError, match="rows.npz is missing"):
+        train.main([*where, "--memory_rows", "150"])
+    rows.write_bytes(whole)
+    assert train.main([*where, "--memory_rows", "150"]) == 0
+
+
+def test_a_part_of_a_corpus_with_one_large_class(tmp_path):
+    """Whatever the draw, a part has two classes; of classes of one row alone there is none."""
+    rng, run = np.random.default_rng(0), ["--run_dir", str(tmp_path / "run")]
+    np.savez(tmp_path / "a.npz", vectors=rng.standard_normal((430, 8)), labels=np.repeat(["many", "few"], [400, 30]))
+    assert ingest.main([*run, "--source", f"arrays:{tmp_path / 'a.npz'}", *NO_HOLD_OUT]) == 0
+    assert init.main(run) == 0
+    for seed in ("0", "1", "2"):
+        assert mine.main([*run, *SPREAD, "--anchors", "40", "--seed", seed]) == 0
+        labels = {label for pack in packs_of(tmp_path / "run") for label in pack["label"]}
+        assert labels == {b"many", b"few"}
+        shutil.rmtree(Run(tmp_path / "run").round(0).triplets)
+    lone = ["--run_dir", str(tmp_path / "lone")]
+    np.savez(tmp_path / "b.npz", vectors=rng.standard_normal((9, 8)), labels=np.array([f"{n}" for n in range(9)]))
+    assert ingest.main([*lone, "--source", f"arrays:{tmp_path / 'b.npz'}", *NO_HOLD_OUT]) == 0
+    assert init.main(lone) == 0
+    with pytest.raises(InputError, match="no class to train on has two rows"):
+        mine.main([*lone, *SPREAD, "--anchors", "5"])
 
 
 def test_a_part_of_embeddings_that_a_user_brings(tmp_path):

@@ -50,23 +50,37 @@ def test_the_farthest_of_what_is_left_make_a_group(seed, sizes, fill):
     assert not left and again <= sum(parts) * (fill - 1)
 
 
+def parts_of(seed, sizes, most, rounds, fill=2):
+    first_rows = np.concatenate([[0], np.cumsum(sizes)])
+    return [draw_part(Rule(seed=seed, round=n), first_rows, most, fill) for n in range(rounds)]
+
+
 @given(
-    seed=st.integers(0, 1000), sizes=st.lists(st.integers(1, 200), min_size=1, max_size=30), most=st.integers(1, 900),
+    seed=st.integers(0, 1000), sizes=st.lists(st.integers(2, 63), min_size=2, max_size=30), most=st.integers(126, 900),
 )  # fmt: skip
 @settings(max_examples=100, deadline=None)
 def test_rounds_take_one_part_after_the_other(seed, sizes, most):
-    """Every row comes once before any comes again, and classes of up to 2 * MATCHED - 1 rows are whole."""
-    first_rows = np.concatenate([[0], np.cumsum(sizes)])
-    rows, label = first_rows[-1], np.repeat(np.arange(len(sizes)), sizes)
-    most = min(most, rows)
-    parts = [draw_part(Rule(seed=seed, round=n), first_rows, most) for n in range(5)]
-    times = np.bincount(np.concatenate(parts), minlength=rows)
-    assert np.ptp(times) <= 1 and all((np.diff(part) > 0).all() for part in parts)
-    for part in parts:
-        assert len(part) < most + 2 * MATCHED
+    """Every row comes once before any comes again."""
+    parts = parts_of(seed, sizes, min(most, sum(sizes)), 5)
+    assert np.ptp(np.bincount(np.concatenate(parts), minlength=sum(sizes))) <= 1
+
+
+@given(
+    seed=st.integers(0, 1000), sizes=st.lists(st.integers(1, 200), min_size=2, max_size=30), most=st.integers(1, 900),
+    fill=st.integers(2, 50),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_a_part_is_of_two_classes_and_whole_pieces(seed, sizes, most, fill):
+    label, least = np.repeat(np.arange(len(sizes)), sizes), max(MATCHED, fill)
+    for part in parts_of(seed, sizes, min(most, sum(sizes)), 3, fill):
+        assert (np.diff(part) > 0).all()
         drawn = np.bincount(label[part], minlength=len(sizes))
-        assert all(n in (0, size) if size < 2 * MATCHED else n in (0, size) or n >= MATCHED
-                   for n, size in zip(drawn.tolist(), sizes, strict=True))  # fmt: skip
+        assert np.count_nonzero(drawn) >= min(2, sum(size > 1 for size in sizes))
+        if np.count_nonzero(drawn) > 2:
+            assert len(part) < most + 2 * least
+        for n, size in zip(drawn.tolist(), sizes, strict=True):
+            assert n in (0, size) if size < 2 * least else n == 0 or n >= least
+            assert n == 0 or size > 1
 
 
 def test_copies_of_one_row_are_no_group():

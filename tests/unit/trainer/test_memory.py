@@ -35,7 +35,7 @@ def memory_of(label, content=None, group=None, most=10_000, seed=0) -> Memory:
         codes = {n: None if c is None else c[rows] for n, c in (("content", content), ("group", group))}
         return Block(row=rows, embedding=np.repeat(rows[:, None], 2, axis=1).astype(np.float32), **codes)
 
-    return Memory(SimpleNamespace(split=split, block=block), most, seed)
+    return Memory(SimpleNamespace(split=split, block=block, files=0), most, seed)
 
 
 def rows_with_copies_and_groups():
