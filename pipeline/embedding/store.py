@@ -62,8 +62,8 @@ class EmbeddingStore:
         """Only these are to be embedded. rows: int64 [n] of the corpus, ascending."""
         sizes = np.maximum(self.whole.codes("length", rows), FILE_BYTES // FILE_ROWS)
         starts = np.flatnonzero(np.diff((np.cumsum(sizes) - sizes) // FILE_BYTES, prepend=-1))
-        given = {"numbers": rows, "shard_rows": np.append(starts, len(rows))}
-        storage.write_checked(self.directory / ROWS, lambda temporary: np.savez(temporary, **given))
+        cuts = np.append(starts, len(rows))
+        storage.write_checked(self.directory / ROWS, lambda part: np.savez(part, numbers=rows, shard_rows=cuts))
 
     @property
     def files(self) -> int:
