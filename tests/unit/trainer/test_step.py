@@ -37,10 +37,11 @@ def batch(seed=0, rows=ROWS, triplets=TRIPLETS):
 def memory_of(most):
     """Of 200 rows in 10 classes; the first class has one row, which has no positives."""
     label = np.concatenate([[0], np.repeat(np.arange(1, 11), 20)])[:200]
-    split = SimpleNamespace(rows=200, shards=[], first_rows=np.searchsorted(label, np.arange(12)))
+    split = SimpleNamespace(rows=200, first_rows=np.searchsorted(label, np.arange(12)))
     vectors = np.random.default_rng(9).standard_normal((200, 5)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Memory(SimpleNamespace(split=split, block=lambda rows: Block(row=rows, embedding=vectors[rows])), most, 0)
+    block = lambda rows: Block(row=rows, embedding=vectors[rows])  # noqa: E731
+    return Memory(SimpleNamespace(split=split, files=0, block=block), most, 0)
 
 
 def moved(model, batches, strategy=None, most=0, tries=1, **settings):
