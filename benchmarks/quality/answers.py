@@ -50,9 +50,9 @@ def balanced(asked: Sequence[tuple[Case, float]]) -> float:
 
 
 def fitted(known: Sequence[Case]) -> float:
-    """The bound on `active_per_pass` that answers best, halfway between two signals; of those that do alike, the two
+    """The bound on `active_per_packed` that answers best, halfway between two signals; of those that do alike, the two
     farthest apart."""
-    values = sorted({one.active_per_pass for case in known for one in case.signals})
+    values = sorted({one.active_per_packed for case in known for one in case.signals})
     around = {(low + high) / 2: high - low for low, high in itertools.pairwise([0.0, *values, 2 * values[-1]])}
 
     def score(bound: float) -> tuple[float, float]:

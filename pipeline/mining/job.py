@@ -117,6 +117,7 @@ def _draw(job: Job, split: Split) -> int:
 
 
 def _store(job: Job, given: np.ndarray) -> None:
+    """Writes a user's embeddings of the rows that the round is of."""
     store = job.open_store()
     split = store.split
     for shard in range(store.files):

@@ -32,7 +32,7 @@ class Signals:
 
     active: of random triplets, those with a loss at MARGIN; semi_hard: those whose negative is farther than the
     positive, too. pure: of rows, those whose nearest row is of their class. suspected: those that lie among another
-    class, as `suspects` has it. classes_met: classes in a pack, over all. passes: rows of the round's packs, over those
+    class, as `suspects` has it. classes_met: classes in a pack, over all. packed: rows of the round's packs, over those
     that were embedded for it.
     """
 
@@ -41,12 +41,12 @@ class Signals:
     pure: float
     suspected: float
     classes_met: float
-    passes: float
+    packed: float
 
     @property
-    def active_per_pass(self) -> float:
+    def active_per_packed(self) -> float:
         """Fewer rows than were embedded have less time to win back what that cost; of more nothing was measured."""
-        return self.active / min(self.passes, 1.0)
+        return self.active / min(self.packed, 1.0)
 
 
 Answer = Literal["mine", "in-batch is enough", "clean labels first"]
@@ -66,7 +66,7 @@ class Advice:
             return f"{found.suspected:.0%} of rows lie among another class; see suspected-labels.tsv of the report"
         if found.classes_met > MOST_MET:
             return f"a pack holds {found.classes_met:.0%} of the classes"
-        return f"{found.active:.1%} of random triplets teach; packs hold {found.passes:.2g} times the embedded rows"
+        return f"{found.active:.1%} of random triplets teach; packs hold {found.packed:.2g} times the embedded rows"
 
     def __str__(self) -> str:
         return f"  {'does mining pay here?':<22}{self.answer}: {self.why} (docs/does-it-pay.md)"
@@ -102,7 +102,7 @@ def advised(mined: Mined) -> Advised:
 def answer(found: Signals, most_active: float = MOST_ACTIVE) -> Answer:
     if found.suspected > SUSPECTED and found.active <= LEARNED:
         return "clean labels first"
-    pays = found.classes_met <= MOST_MET and found.active_per_pass <= most_active
+    pays = found.classes_met <= MOST_MET and found.active_per_packed <= most_active
     return "mine" if pays else "in-batch is enough"
 
 
@@ -121,7 +121,7 @@ def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:
         active=float(active.sum() / count), semi_hard=float((active & (d_an > d_ap)).sum() / count),
         pure=float(pure.mean()),
         suspected=sum(1 for _ in among_others(split, rows, found)) / len(rows), classes_met=met / classes,
-        passes=manifest.rows / store.split.rows,
+        packed=manifest.rows / store.split.rows,
     )  # fmt: skip
 
 

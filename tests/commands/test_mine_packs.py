@@ -100,7 +100,7 @@ def test_an_interrupted_deal_is_made_again(spread, fresh_run):
     assert not job.work.parent.exists()
 
 
-def test_a_part_is_embedded_packed_trained_on_and_reported_and_the_next_round_takes_another(fresh_run, capsys):
+def test_a_part_is_embedded_packed_trained_on_and_reported_and_the_next_round_takes_another(fresh_run):
     """400 of some 1,250 rows: pieces of ten classes. Packs are those of a corpus of these rows alone."""
     where, parts = ["--run_dir", str(fresh_run)], []
     corpus = Corpus.open(fresh_run)

@@ -38,7 +38,7 @@ def test_signals_are_shares_of_all_triplets(tmp_path):
     assert advice.signals.active == pytest.approx((gaps < MARGIN).mean(), abs=0.08)
     assert advice.signals.semi_hard == pytest.approx(((gaps > 0) & (gaps < MARGIN)).mean(), abs=0.08)
     assert advice.signals.pure == pytest.approx((label[d.argmin(axis=1)] == label).mean())
-    assert (advice.signals.classes_met, advice.signals.passes) == (3 / 6, 3 / 84)
+    assert (advice.signals.classes_met, advice.signals.packed) == (3 / 6, 3 / 84)
     assert f"clean labels first: {advice.signals.suspected:.0%} of rows lie among another class" in str(advice)
 
 
@@ -53,10 +53,10 @@ def test_the_answer_follows_the_embeddings(tmp_path):
     wide, _, _ = advice_on(tmp_path / "wide", apart, label)
     assert wide.answer == "in-batch is enough" and "a pack holds 100% of the classes" in str(wide)
     together, _, _ = advice_on(tmp_path / "together", apart * 0.01, label, packing)
-    assert together.answer == answer(replace(together.signals, passes=1)) == "in-batch is enough"
-    for passes, expected in ((0.5, "in-batch is enough"), (1.0, "mine"), (9.0, "mine")):
-        assert answer(replace(few.signals, active=MOST_ACTIVE, passes=passes)) == expected
-    assert answer(replace(together.signals, passes=99.0)) == "in-batch is enough"
+    assert together.answer == answer(replace(together.signals, packed=1)) == "in-batch is enough"
+    for packed, expected in ((0.5, "in-batch is enough"), (1.0, "mine"), (9.0, "mine")):
+        assert answer(replace(few.signals, active=MOST_ACTIVE, packed=packed)) == expected
+    assert answer(replace(together.signals, packed=99.0)) == "in-batch is enough"
     assert f"{together.signals.active:.1%} of random triplets teach" in str(together)
     wrong = apart.copy()
     wrong[::4] = (label[::4] + 4) * 2 * np.pi / 8  # among the class opposite
