@@ -23,6 +23,12 @@ pytestmark = pytest.mark.slow
 
 LEFT_OUT = {".git", ".venv", ".venv-peers", ".venv-versions", "runs", "build"}
 RUNNING = [page for page in PAGES if any(block.runs for block in blocks_of(page))]
+# The run that a page takes to be there: its name, and the fixture it is copied from.
+RUNS = {
+    "does-it-pay.md": ("kanji", "small"),
+    "files.md": ("digits", "small_mined"),
+    "scheduling.md": ("shop", "small"),
+}
 
 # One process a page: its Python blocks share a namespace, and each bash block is a shell of its own.
 READER = """
@@ -92,8 +98,8 @@ def readers_data(page: str, folder: Path, request: pytest.FixtureRequest) -> Non
         default_for("image")((32, 32, 1)).save(trained)
         vectors = np.random.default_rng(0).standard_normal((200, 16))
         np.savez(folder / "vectors.npz", vectors=vectors, labels=np.arange(200) % 20)
-    elif page in ("files.md", "scheduling.md"):
-        name, fixture = {"files.md": ("digits", "small_mined"), "scheduling.md": ("shop", "small")}[page]
+    elif page in RUNS:
+        name, fixture = RUNS[page]
         shutil.copytree(request.getfixturevalue(fixture), folder / "runs" / name)
 
 
