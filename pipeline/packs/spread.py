@@ -136,19 +136,25 @@ def draw_part(rule: Rule, first_rows: np.ndarray, most: int, fill: int) -> np.nd
       first_rows: int64 [classes + 1], where each class begins.
     """
     size, always = np.diff(first_rows), replace(rule, round=0)
-    every = np.flatnonzero(np.repeat(size > 1, size))
-    label = np.repeat(np.arange(len(size)), size)[every]
     pieces = np.where(size > 1, np.maximum(1, size // max(MATCHED, fill)), 0)
-    piece = (np.cumsum(pieces) - pieces)[label] + (every - first_rows[label]) * pieces[label] // size[label]
-    sizes, of = np.bincount(piece), np.repeat(np.arange(len(size)), pieces)
-    order = np.argsort(row_hashes(always.key("turn"), np.arange(len(sizes))), kind="stable")
+    of = np.repeat(np.arange(len(size)), pieces)  # each piece's class
+    number = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    ends = [-(-n * size[of] // pieces[of]) for n in (number, number + 1)]  # in its class, rounded up
+    sizes = ends[1] - ends[0]
+    order = np.argsort(row_hashes(always.key("turn"), np.arange(len(of))), kind="stable")
     begin = np.cumsum(sizes[order]) - sizes[order]
-    after = (begin - rule.round * most) % max(1, len(every))  # the end of the part before
+    after = (begin - rule.round * most) % max(1, sizes.sum())  # the end of the part before
     order = order[np.argsort(after, kind="stable")]
     others = np.flatnonzero(of[order] != of[order[:1]])
     count = max(np.count_nonzero(after < most), others[0] + 1 if len(others) else 1)
-    drawn = every[np.lexsort((row_hashes(always.key("piece"), every), label))]
-    return np.sort(drawn[np.isin(piece, order[:count])])
+    chosen = np.zeros(len(of), bool)
+    chosen[order[:count]] = True
+    classes = np.unique(of[chosen])  # no rows are numbered but theirs: the corpus may be large
+    label = np.repeat(np.arange(len(classes)), size[classes])
+    rows = np.arange(len(label)) + (first_rows[classes] - np.cumsum(size[classes]) + size[classes])[label]
+    drawn = rows[np.lexsort((row_hashes(always.key("piece"), rows), label))]
+    which = np.isin(of, classes)
+    return np.sort(drawn[np.repeat(chosen[which], sizes[which])])
 
 
 def class_means(embedding: np.ndarray, label: np.ndarray) -> np.ndarray:
