@@ -89,7 +89,7 @@ OPPONENTS = {
     ),
     "large": InBatch(
         name="in-batch, triplets, 512 to 1,024 rows", fixed={},
-        grid={"margin": MARGINS, "batch_rows": (512, 1024), "loss": ("semi-hard", "batch-hard")},
+        grid={"margin": MARGINS, "batch_rows": (512, 1024), "loss": ("semi-hard", "batch-hard", "semi-hard+n-pair")},
     ),
     "n-pair": InBatch(
         name="in-batch, N-pair", fixed={"loss": "n-pair"},
@@ -117,7 +117,7 @@ OPPONENTS = {
 OURS = {
     "packs": Mined(
         name="mined packs with memory", fixed={"margin": 1.0, "memory_rows": 10_000},
-        grid={"warmup": (0.25, 0.5), "rounds": (2, 4, 1), "temperature": (0.07, 0.15)},
+        grid={"warmup": (0.25, 0.1, 0.05), "rounds": (2, 4, 1), "temperature": (0.07, 0.15)},
     ),
     "plain": Mined(
         name="mined packs, the plain triplet loss", fixed={"rounds": 1}, recipe=Recipe(), rows_an_anchor=8,
