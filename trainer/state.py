@@ -81,8 +81,8 @@ def restore_optimizer(optimizer: Any, model: keras.Model, path: Path, digest: st
 class Resumable:
     """A run's state on disk: every variable of model and optimizer, others that change, and `progress`.
 
-    key: everything that shapes the run, for JSON; a state with another key is left aside. progress: a dataclass for
-    JSON. seconds: between two saves, at the least. more: variables.
+    optimizer: built. key: everything that shapes the run, for JSON; a state with another key is left aside. progress: a
+    dataclass for JSON. seconds: between two saves, at the least. more: variables.
     """
 
     def __init__(
@@ -102,7 +102,6 @@ class Resumable:
         the start the run ends at the same weights."""
         if not self.path.exists():
             return False
-        self.optimizer.build(self.model.trainable_variables)
         variables = [name for group, own in self._groups().items() for name in _names(group, own)]
         try:
             values = _read(self.path, ["key", "progress", *variables])

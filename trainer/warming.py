@@ -135,6 +135,7 @@ def warm_up(run_dir: Path, options: WarmupOptions, save_seconds: float = SAVE_SE
     classes = min(max(2, options.batch_rows // ROWS_A_CLASS), len(usable_classes(corpus)))
     steps = options.steps or options.epochs * math.ceil(split.rows / (ROWS_A_CLASS * classes))
     optimizer = scaled_for(model, keras.optimizers.Adam(options.learning_rate))
+    optimizer.build(model.trainable_variables)  # or the step is traced twice
     key = [corpus.fingerprint, options, digest]
     past = PastRows(options.memory_rows, Embedder(network, corpus.feature).dim) if options.memory_rows else None
     remembered = past.variables if past else ()

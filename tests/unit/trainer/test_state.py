@@ -25,8 +25,9 @@ def network():
 
 
 def trained(model, steps):
-    """An Adam that has moved the model."""
+    """An Adam that has moved the model, if steps are not 0."""
     optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(model.trainable_variables)
     for step in range(steps):
         optimizer.apply(
             [np.full(v.shape, step + 1.0, np.float32) for v in model.trainable_variables], model.trainable_variables
@@ -46,7 +47,7 @@ def test_everything_comes_back_the_state_of_random_generators_too(tmp_path):
     state.progress.losses += [0.1, 1 / 3]
     state.save()
     other, another = network(), tf.Variable(np.zeros(6))
-    fresh = keras.optimizers.Adam(0.5)
+    fresh = trained(other, 0)
     again = state_of(tmp_path / "state.npz", other, fresh, more=[another])
     assert again.restore() and again.progress == state.progress
     for kept, found in zip([*model.variables, *optimizer.variables], [*other.variables, *fresh.variables], strict=True):
@@ -70,7 +71,7 @@ def test_what_does_not_belong_is_left_aside(tmp_path, spoilt):
         np.savez(path, **kept)
     other = network()
     before = [variable.numpy() for variable in other.variables]
-    again = state_of(path, other, keras.optimizers.Adam(), "other" if spoilt == "another key" else "key")
+    again = state_of(path, other, trained(other, 0), "other" if spoilt == "another key" else "key")
     assert not again.restore() and again.progress == Progress()
     for variable, value in zip(other.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
