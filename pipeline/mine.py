@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import InputError
+from pipeline.errors import at_least_one
 from pipeline.mining.options import MiningOptions
 from pipeline.packs.packs import PackOptions
 from pipeline.process import commands, lock
@@ -23,8 +23,7 @@ class Options(Common):
     """what compares the rows; auto: a GPU if TensorFlow sees one"""
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads must be at least 1; found {self.threads}")
+        at_least_one(threads=self.threads)
 
 
 def main(argv: list[str]) -> int:

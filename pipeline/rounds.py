@@ -5,7 +5,7 @@ python -m pipeline.rounds --run_dir runs/digits --rounds 3
 
 from dataclasses import dataclass
 
-from pipeline.errors import InputError
+from pipeline.errors import at_least_one
 from pipeline.process import commands
 from pipeline.process.options import Common, parse_with_beam
 
@@ -20,9 +20,7 @@ class Options(Common):
     """end after so many rounds without a better validation MAP@R"""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "patience"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; found {getattr(self, name)}")
+        at_least_one(rounds=self.rounds, patience=self.patience)
 
 
 def main(argv: list[str]) -> int:

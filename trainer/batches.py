@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.decoding import Inputs
-from pipeline.errors import InputError
+from pipeline.errors import InputError, at_least_one
 from pipeline.files import tfrecords
 from pipeline.files.layout import Run
 from pipeline.files.storage import is_local
@@ -92,12 +92,13 @@ def triplet_dataset(
       [t, 3], the positions in inputs of anchor, positive and negative. Each row is there once, however many triplets
       it is in.
     Raises:
-      InputError: if nothing is mined, if a file is not what its manifest says, or if images differ in size and no
-        input_shape is given.
+      InputError: if nothing is mined, if batch_size is below 1, if a file is not what its manifest says, or if images
+        differ in size and no input_shape is given.
 
     >>> model.compile("adam", TripletLoss(margin=0.2))                                  # doctest: +SKIP
     >>> model.fit(triplet_dataset("runs/digits"), epochs=2, shuffle=False)              # doctest: +SKIP
     """
+    at_least_one(batch_size=batch_size)
     run_dir, number = (mined.run_dir, mined.round) if isinstance(mined, Mined) else (mined, round)
     corpus = Corpus.open(run_dir)
     run = Run(corpus.run_dir)

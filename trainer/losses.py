@@ -159,6 +159,8 @@ class MemoryLoss(keras.losses.Loss):
         super().__init__(name=name, **kwargs)
         self.memory, self.labels = ops.convert_to_tensor(memory, "float32"), ops.convert_to_tensor(labels, "int32")
         self.temperature = temperature
+        if self.labels.shape != self.memory.shape[:1]:
+            raise InputError(f"expected memory [n, dim] and labels [n]; found {self.memory.shape}, {self.labels.shape}")
         largest = max(int(ops.max(self.labels)), self.labels.shape[0])
         if largest >= 1 << 24:
             raise InputError(f"labels and rows of the memory must be below 2^24; found {largest}. Number them anew.")

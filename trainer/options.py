@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, check_types
 from pipeline.process.options import from_text
 
 MEMORY_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
@@ -42,6 +42,7 @@ class InitOptions:
     """pixels a side that a network is built for; larger images are shrunk to it (no say over a .keras file)"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.max_side < 1:
             raise InputError(f"max_side must be 1 or more; found {self.max_side}")
 
@@ -72,6 +73,7 @@ class WarmupOptions:
     """of weights and batches"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "epochs", "margin", "temperature", "batch_rows", "learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0; found {getattr(self, name)}")
@@ -109,6 +111,7 @@ class TrainOptions:
     """of the batches"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("epochs", "batch_rows", "learning_rate", "temperature"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0; found {getattr(self, name)}")

@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.network import copy_checkpoint
-from pipeline.errors import InputError
+from pipeline.errors import InputError, at_least_one
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
 from pipeline.mining.job import mine
@@ -124,9 +124,10 @@ def run_rounds(
       patience: rounds without a better validation MAP@R that end it.
     Raises:
       Locked: if another process works there.
-      InputError: if the plan that is under way has another recipe, if there is patience and no validation split, or if
-        the embeddings have collapsed.
+      InputError: if rounds or patience is below 1, if the plan that is under way has another recipe, if there is
+        patience and no validation split, or if the embeddings have collapsed.
     """
+    at_least_one(rounds=rounds, patience=patience)
     run_dir = storage.location(run_dir)
     recipe = read_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
     with lock.hold(run_dir, lock.MINER, lock.TRAINER):

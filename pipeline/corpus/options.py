@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, check_types
 
 MAX_TEXT = 100_000  # characters
 
@@ -39,9 +39,7 @@ class IngestOptions:
         return " + ".join([*self.source, *(f"{name} {text}" for name, texts in held_out for text in texts)])
 
     def __post_init__(self) -> None:
-        for name in ("source", "validation_source", "eval_source"):
-            if isinstance(getattr(self, name), str):
-                raise InputError(f"{name} must be a tuple of sources; found {getattr(self, name)!r}")
+        check_types(self)
         if not self.source:
             raise InputError("give --source NAME:ARGUMENT")
         for name in ("validation_share", "eval_share"):

@@ -14,15 +14,19 @@ from pipeline.errors import InputError
 from pipeline.process.commands import log
 
 
-def fit_network(network: Network, feature: Feature, records: list[bytes]) -> Network:
+def fit_network(
+    network: Network, feature: Feature, records: list[bytes], is_trained_elsewhere: bool = False
+) -> Network:
     """The network as a functional model that ends in unit vectors, with the modules of its classes among its imports.
 
     A UnitNormalization is appended, and that said, unless its first output has length 1.
 
     Args:
       records: of the corpus, to try it on.
+      is_trained_elsewhere: what is returned is not what its user trains, so nothing is appended.
     Raises:
-      InputError: if it cannot take them, or does not give one vector an example.
+      InputError: if it cannot take them, does not give one vector an example, or one that must have length 1 and has
+        not.
     """
     model, own, batches = network.model, network.extras.preprocess, tf.data.Dataset.from_tensors(records)
     try:
@@ -41,6 +45,11 @@ def fit_network(network: Network, feature: Feature, records: list[bytes]) -> Net
     output_dim(output, network.name)
     length = float(np.linalg.norm(tf.cast(output[:1], tf.float32)))
     if np.isfinite(length) and abs(length - 1) >= unit_tolerance(output.dtype):
+        if is_trained_elsewhere:
+            raise InputError(
+                f"{network.name}: an output has length {length:.3g}, not 1. Let it end in "
+                f"keras.layers.UnitNormalization(), so that you train on the distances that are mined."
+            )
         log.info("%s: an output has length %.3g, not 1; UnitNormalization() was appended", network.name, length)
         unit = keras.layers.UnitNormalization(name="normalised", dtype="float32")
         model = keras.Model(model.input, unit(model.output))

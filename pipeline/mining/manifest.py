@@ -106,8 +106,11 @@ def read_packs(run_dir: Path | str, round: int = 0) -> Iterator[dict[str, Any]]:
     A pack is a dict. row int64 [U], id, label and the payload: of its rows, bytes in lists of U (of vectors, float32
     [U * dim]). anchor, positive, negative int64 [T]: positions among them; d_ap, d_an float32 [T]; kind, scope int64
     [T].
+
+    Raises:
+      InputError: if nothing is mined there, or a file is not what its manifest says.
     """
     path = location(run_dir) if isinstance(run_dir, str) else run_dir
-    mined = Run(path).round(round)
+    mined = Run(path).mined(round)
     for shard in open_triplets(mined, Corpus.open(path)).shards:
         yield from map(tfrecords.parse_example, tfrecords.read_records(mined.triplets / shard.file))

@@ -16,7 +16,7 @@ from pipeline.corpus.manifest import Feature
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.fitting import fit_network
 from pipeline.embedding.network import EXTRAS, Extras, Network, copy_checkpoint, load_network
-from pipeline.errors import InputError
+from pipeline.errors import InputError, at_least_one
 from pipeline.files import manifests, storage
 from pipeline.files.layout import Round, Run
 from pipeline.mining.job import mine_round
@@ -56,8 +56,8 @@ def mine_corpus(
       options: fields of `pipeline.mining.options.MiningOptions` and of `pipeline.packs.packs.PackOptions`: margin,
         pick, positives, anchors, pack_rows, ...
     Raises:
-      InputError: if neither or both of model and embeddings are given, if they do not fit the corpus, or if the round
-        is mined already with other options.
+      InputError: if neither or both of model and embeddings are given, if they do not fit the corpus, if the model's
+        output has not length 1, if an option is wrong, or if the round is mined already with other ones.
       TypeError: for an option that there is not.
 
     >>> corpus = Corpus.open("runs/digits")                    # doctest: +SKIP
@@ -67,6 +67,7 @@ def mine_corpus(
     """
     if (model is None) == (embeddings is None):
         raise InputError("mine_corpus takes either a model or embeddings")
+    at_least_one(threads=threads)
     options = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     of_packs = {field.name for field in fields(PackOptions)} & options.keys()
     packing = PackOptions(**{name: options.pop(name) for name in of_packs})
@@ -101,7 +102,7 @@ def _network_of(model: keras.Model | Path | str, feature: Feature, preprocess: s
 def _with_model(corpus: Corpus, network: Network) -> tuple[Round, str]:
     """The round that a network mines, where its checkpoint is then, and the checkpoint's digest."""
     rows = corpus.split("train").read(np.arange(1))
-    network = fit_network(network, corpus.feature, rows)
+    network = fit_network(network, corpus.feature, rows, is_trained_elsewhere=True)
     Embedder(network, corpus.feature)(rows)
     with tempfile.TemporaryDirectory() as scratch:
         saved = Path(scratch, "model.keras")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, at_least_one, check_types
 from pipeline.packs.packs import PackOptions
 from pipeline.process.options import from_text
 from pipeline.triplets.rule import Rule
@@ -46,11 +46,11 @@ class MiningOptions:
     """this many anchors, drawn; with --packs spread, rows: no others are embedded (all)"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         self.rule(0)
-        if self.anchors is not None and self.anchors < 1:
-            raise InputError(f"anchors must be at least 1; found {self.anchors}")
+        at_least_one(anchors=self.anchors)
 
-    def rule(self, round: int, pick: str | None = None) -> Rule:
+    def rule(self, round: int, pick: Literal["random", "nearest"] | None = None) -> Rule:
         """pick: another than the options' own."""
         names = ("margin", "positives", "seed", "min_negative_distance", "min_negative_ratio")
         rest = {name: getattr(self, name) for name in names}

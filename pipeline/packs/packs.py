@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, check_types
 from pipeline.triplets.rows import Triplets
 
 MAX_ROWS = 2048  # a pack's triplets grow with the square of its rows
@@ -26,6 +26,7 @@ class PackOptions:
     """for triplets inside the packs (as --pick)"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.fill < 2:
             raise InputError(f"fill must be at least 2, for a class alone in a pack gives no pair; found {self.fill}")
         if not self.lone and not 2 * self.fill <= self.pack_rows <= MAX_ROWS:

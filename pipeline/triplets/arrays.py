@@ -3,11 +3,11 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, at_least_one
 from pipeline.triplets.columns import column_block_of, column_blocks
 from pipeline.triplets.pairs import draw_positives, make_pairs
 from pipeline.triplets.rows import Block, Triplets, to_grid
@@ -39,7 +39,7 @@ def mine_triplets(
     *,
     kind: str | Mapping[str, float] = "semi-hard",
     margin: float = 0.2,
-    pick: str = "random",
+    pick: Literal["random", "nearest"] = "random",
     positives: int = 1,
     seed: int = 0,
     min_negative_distance: float = 0.0,
@@ -73,6 +73,7 @@ def mine_triplets(
         shares=kind_shares(kind), margin=margin, pick=pick, positives=positives, seed=seed,
         min_negative_distance=min_negative_distance, min_negative_ratio=min_negative_ratio,
     )  # fmt: skip
+    at_least_one(threads=threads)
     vectors, label = normalised(embeddings), codes_of("label", labels)
     if label.shape != vectors.shape[:1]:
         raise InputError(f"expected embeddings [n, dim] and labels [n]; found {vectors.shape}, {label.shape}")
@@ -125,7 +126,10 @@ def normalised(embeddings: Any) -> np.ndarray:
     Raises:
       InputError: for another shape, or a row that is zero or not finite.
     """
-    vectors = np.asarray(_on_the_host(embeddings), np.float64)
+    try:
+        vectors = np.asarray(_on_the_host(embeddings), np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"expected embeddings [n, dim], numbers: {error}") from None
     if vectors.ndim != 2:
         raise InputError(f"expected embeddings [n, dim]; found {vectors.shape}")
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,10 +1,11 @@
 """Everything that decides which triplets a round holds, given corpus and embeddings."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, at_least_one, check_types
 from pipeline.triplets.draws import draw_key
 
 KINDS = ("semi-hard", "hard")  # a triplet's kind is stored as its position here
@@ -22,7 +23,7 @@ class Rule:
     """
 
     shares: tuple[tuple[str, float], ...] = (("semi-hard", 1.0),)
-    pick: str = "random"
+    pick: Literal["random", "nearest"] = "random"
     margin: float = 0.2
     positives: int = 1
     seed: int = 0
@@ -31,17 +32,15 @@ class Rule:
     min_negative_ratio: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         kinds = [kind for kind, _ in self.shares]
         if not kinds or len(set(kinds)) != len(kinds) or not set(kinds) <= set(KINDS):
             raise InputError(f"negatives must be different kinds out of {', '.join(KINDS)}; found {kinds}")
         if any(not share > 0 for _, share in self.shares):
             raise InputError(f"every kind's share must be above 0; found {dict(self.shares)}")
-        if self.pick not in ("random", "nearest"):
-            raise InputError(f"pick must be random or nearest; found {self.pick!r}")
         if not 0 < self.margin <= 4:
             raise InputError(f"margin must be above 0 and at most 4 (distances are 0 to 4); found {self.margin}")
-        if not isinstance(self.positives, int | np.integer) or self.positives < 1:
-            raise InputError(f"positives must be a whole number of at least 1; found {self.positives}")
+        at_least_one(positives=self.positives)
         if not 0 <= self.min_negative_distance < 4:
             raise InputError(f"min_negative_distance must be in [0, 4); found {self.min_negative_distance}")
         if not 0 <= self.min_negative_ratio <= 100:

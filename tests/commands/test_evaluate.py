@@ -18,6 +18,7 @@ from pipeline.files import manifests
 from pipeline.files.layout import Run
 from pipeline.reporting.results import Best, Evaluation
 from trainer import evaluate, evaluate_embeddings, init, warmup
+from trainer.measures.evaluation import Evaluated
 from trainer.measures.retrieval import retrieval
 
 
@@ -51,6 +52,12 @@ def test_a_warm_up_makes_retrieval_better_and_pixels_stand_beside_it(small, tmp_
     assert columns.split() == ["R@1", "R@5", "R@10", "R-prec", "MAP@R", "mean", "d"]
     assert pixels.startswith("pixels, 8 x 8") and after.startswith("round 0")
     assert float(after.split()[6]) > before + 0.05
+
+
+def test_rows_that_have_nothing_to_find_are_said_to_be_no_queries():
+    measures = retrieval(np.eye(5, dtype=np.float32), np.array([0, 0, 1, 2, 3]))
+    told = Evaluated(split="eval", rows=5, classes=4, known=0, baselines={}, measures={"round 1": measures})
+    assert "5 rows of 4 classes (unseen classes), 2 of them queries with a row of their class to find" in str(told)
 
 
 def test_baselines_are_the_exact_cosines_of_the_payload(small_run, tmp_path, capsys):
@@ -111,7 +118,7 @@ def test_a_split_too_small_for_a_probe_goes_without(tmp_path, capsys):
     assert evaluate_embeddings(vectors, labels, retrieval_only=False)["linear_probe"] is None
     np.savez(
         tmp_path / "v.npz", vectors=np.concatenate([vectors] * 2), labels=np.array(labels * 2),
-        split=np.repeat(["train", "eval"], 4),
+        splits=np.repeat(["train", "eval"], 4),
     )  # fmt: skip
     run = ["--run_dir", str(tmp_path / "run")]
     assert ingest.main([*run, "--source", f"arrays:{tmp_path}/v.npz"]) == 0 and init.main(run) == 0

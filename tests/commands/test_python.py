@@ -19,6 +19,7 @@ from trainer import (
     triplet_dataset,
 )  # fmt: skip
 from trainer.measures.retrieval import retrieval
+from trainer.options import TrainOptions
 
 
 def network(seed: int = 0) -> keras.Model:
@@ -193,9 +194,19 @@ def test_a_sequential_model_and_a_compiled_one_are_mined_and_loaded(corpus, tmp_
 def test_what_is_refused_is_not_in_the_way(corpus, tmp_path):
     corpus = fresh(corpus, tmp_path)
     wide = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.UnitNormalization()])
-    for model, options in ((wide, {}), (network(), {"packs": "spread", "positives": 2, "fill": 2})):
-        with pytest.raises(InputError):
-            mine_corpus(corpus, model, pack_rows=32, **options)
+    long = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(8)])
+    for model, options, said in (
+        (wide, {}, "the network takes float32"),
+        (long, {}, r"an output has length .*, not 1\. Let it end in keras\.layers\.UnitNormalization"),
+        (network(), {"packs": "spread", "positives": 2, "fill": 2}, "take no positives"),
+        (network(), {"seed": "a"}, "seed must be a whole number; found 'a'"),
+        (network(), {"seed": None}, "seed must be a whole number; found None"),
+        (network(), {"anchors": 2.5}, "anchors must be a whole number or None; found 2.5"),
+        (network(), {"packs": "foo"}, "packs must be 'triplets' or 'spread'; found 'foo'"),
+        (network(), {"threads": 0}, "threads must be at least 1; found 0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            mine_corpus(corpus, model, **{"pack_rows": 32, **options})
     mined = mine_corpus(corpus, network(1), pack_rows=np.int64(64), margin=np.float64(0.3), seed=np.int64(1))
     assert mined.round == 0 and train_newest(corpus.run_dir).round == 0
 
@@ -205,8 +216,8 @@ def test_labels_that_are_missing_or_too_large_are_refused():
         evaluate_embeddings(np.eye(4), [1, 1, None, float("nan")])
     with pytest.raises(InputError, match=r"below 2\^24"):
         MemoryLoss(np.eye(2, dtype=np.float32), [7, 20_000_001])
-
-
+    with pytest.raises(InputError, match=r"memory \[n, dim\] and labels \[n\]"):
+        MemoryLoss(np.eye(2, dtype=np.float32), [7, 8, 9])
 
 
 def test_one_trainer_at_a_time_from_python_too(small_mined):
@@ -232,3 +243,21 @@ def test_a_trainers_checkpoint_stays_whatever_is_refused(corpus, tmp_path):
 def test_a_round_that_there_is_not_is_refused(small_mined):
     with pytest.raises(InputError, match="there is no round 'bset'"):
         evaluate_rounds(small_mined, ("bset",))
+    with pytest.raises(InputError, match="nothing is mined in .*0007 yet"):
+        next(read_packs(small_mined, 7))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda run: mine_triplets(np.eye(2), [0, 1], seed="a"), "seed must be a whole number; found 'a'"),
+        (lambda run: mine_triplets(np.eye(2), [0, 1], margin="b"), "margin must be a number; found 'b'"),
+        (lambda run: mine_triplets([[1], [2, 3]], [0, 1]), "expected embeddings .n, dim., numbers"),
+        (lambda run: triplet_dataset(run, batch_size=0), "batch_size must be at least 1; found 0"),
+        (lambda run: run_rounds(run, rounds=0), "rounds must be at least 1; found 0"),
+        (lambda run: TrainOptions(epochs="c"), "epochs must be a whole number; found 'c'"),
+    ],
+)
+def test_a_wrong_argument_is_named(small_mined, call, said):
+    with pytest.raises(InputError, match=said):
+        call(small_mined)

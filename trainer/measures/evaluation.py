@@ -38,12 +38,14 @@ class Evaluated:
     def __str__(self) -> str:
         seen = {0: "unseen classes", self.classes: "known classes"}.get(self.known, f"{self.known:,} of them known")
         lines = [f"{self.split} split: {self.rows:,} rows of {self.classes:,} classes ({seen})"]
+        last = list(self.measures)[-1]
+        if (queries := self.measures[last]["queries"]) != self.rows:
+            lines[0] += f", {queries:,} of them queries with a row of their class to find"
         lines.append(table(self.baselines | self.measures))
         if any("roc_auc" in row for row in self.measures.values()):
             lines.append(
                 "AUC, EER, VAL at a false accept rate of 1e-3, 10-fold accuracy: whether two rows are of one class"
             )
-        last = list(self.measures)[-1]
         worse = worse_than_untrained(self.baselines, last, self.measures[last]["map_at_r"])
         return "\n".join([*lines, worse] if worse else lines)
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpus.sources.encoding import encode_png
-from pipeline.corpus.sources.fields import as_key
+from pipeline.corpus.sources.fields import as_key, split_of
 from pipeline.corpus.sources.source import PART_ROWS, Example, Rejected, Source
 from pipeline.errors import InputError
 
 MOST_ROWS = 8 * PART_ROWS  # of a part of small rows: each shard is put together from rows of all parts
 PART_BYTES = 8 << 20
+KEYS = ("labels", "ids", "groups", "splits")
 
 
 def open_source(argument: str, part_rows: int | None = None) -> Source:
@@ -44,6 +45,7 @@ def read(part: tuple[str, int, int]) -> Iterator[Example | Rejected]:
     for row, value in enumerate(npz.rows(start, stop), start):
         try:
             keys = {name: as_key(name.removesuffix("s"), values[row]) for name, values in npz.keys.items()}
+            split = split_of(keys.get("splits"))
         except ValueError as error:
             yield Rejected(source=f"row {row}", reason=str(error))
             continue
@@ -51,19 +53,21 @@ def read(part: tuple[str, int, int]) -> Iterator[Example | Rejected]:
         if npz.name == "images":
             payload, shape = encode_png(value), (*value.shape, 1)[:3]
         else:
-            payload, shape = value.astype(np.float32), value.shape
+            with np.errstate(over="ignore"):
+                payload, shape = value.astype(np.float32), value.shape
             if not np.isfinite(payload).all():
-                yield Rejected(source=f"row {row}", reason="the vector holds NaN or infinity")
+                what = "NaN or infinity" if not np.isfinite(value).all() else "a number too large for float32"
+                yield Rejected(source=f"row {row}", reason=f"the vector holds {what}")
                 continue
         id = keys.get("ids") or f"{row:010d}"
         yield Example(
             id=id, label=keys.get("labels"), payload=payload, shape=shape, group=keys.get("groups"),
-            id_given=bool(keys.get("ids")), place=f"row {row}",
+            split=split, id_given=bool(keys.get("ids")), place=f"row {row}",
         )  # fmt: skip
 
 
 class Npz:
-    """An .npz: its labels, ids and groups; of `images` or `vectors` only the rows that are asked for."""
+    """An .npz: its labels, ids, groups and splits; of `images` or `vectors` only the rows that are asked for."""
 
     def __init__(self, path: str):
         self.path = path
@@ -71,17 +75,22 @@ class Npz:
             with zipfile.ZipFile(path) as file:
                 members = {member.filename.removesuffix(".npy"): member for member in file.infolist()}
             payload = [name for name in ("images", "vectors") if name in members]
-            if len(payload) != 1:
-                raise InputError(f"arrays:{path}: needs one of `images`, `vectors`; found {sorted(members)}.")
+            if len(payload) != 1 or not members.keys() <= {*payload, *KEYS}:
+                raise InputError(
+                    f"arrays:{path} holds {', '.join(sorted(members))}. Give one of images or vectors, and of "
+                    f"{', '.join(KEYS)} those that there are; no others."
+                )
             self.name = payload[0]
             self._member = members[self.name]
             self.is_stored = self._member.compress_type == zipfile.ZIP_STORED
             with np.load(path, allow_pickle=False) as arrays:
-                self.keys = {name: arrays[name] for name in ("labels", "ids", "groups") if name in members}
+                self.keys = {name: arrays[name] for name in KEYS if name in members}
             with self._open() as file:
                 np.lib.format.read_magic(file)  # 1.0, as np.savez writes
                 self.shape, self.is_fortran, self.dtype = np.lib.format.read_array_header_1_0(file)
                 self._header_bytes = file.tell()
+        except InputError:
+            raise
         except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise _not_an_npz(path, error) from None
         is_image = len(self.shape) in (3, 4) and self.shape[3:] in ((), (1,), (3,)) and self.dtype == np.uint8

@@ -132,9 +132,7 @@ def make_example(row: Mapping[str, Any], where: str, root: Path, inside: str = "
     """
     try:
         keys = {key: text for key in KEYS if key in row and (text := as_key(key, row[key])) is not None}
-        split, role = keys.get("split"), as_key("role", row.get("role"))
-        if split is not None and split.lower() not in SPLIT_NAMES:
-            raise ValueError(f"its split is {split!r}, expected one of {', '.join(SPLIT_NAMES)}")
+        split, role = split_of(keys.get("split")), as_key("role", row.get("role"))
         if role not in (None, "train", *ROLES):
             raise ValueError(f"its role is {role!r}, expected {', '.join(ROLES)} or train")
         if role == "train":  # as In-shop Clothes has it
@@ -149,10 +147,19 @@ def make_example(row: Mapping[str, Any], where: str, root: Path, inside: str = "
         payload, shape, bits = _READ[PAYLOADS[name]](value)
         return Example(
             id=id, label=keys.get("label"), payload=payload, shape=shape, group=keys.get("group"), bits=bits, role=role,
-            split=split and SPLIT_NAMES[split.lower()], id_given="id" in keys, place=where,
+            split=split, id_given="id" in keys, place=where,
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
         return Rejected(source=where, reason=f"{row['path']!a}: {error}" if row.get("path") else str(error))
+
+
+def split_of(name: str | None) -> str | None:
+    """The split that is meant. Raises ValueError if it is none of SPLIT_NAMES."""
+    if name is None:
+        return None
+    if name.lower() not in SPLIT_NAMES:
+        raise ValueError(f"its split is {str(name)!r}, expected one of {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES[name.lower()]
 
 
 def as_key(name: str, value: Any) -> str | None:

@@ -70,10 +70,13 @@ def test_arrays_keep_ids_groups_and_vectors(tmp_path):
     vectors = np.random.default_rng(0).random((8, 3)).astype(np.float32)
     vectors[5, 1] = np.nan
     ids = [f"id<{n}>/.." for n in range(8)]
-    np.savez(tmp_path / "a.npz", vectors=vectors, labels=[0, 1] * 4, ids=ids, groups=list("aabbccdd"))
+    splits = ["", "Val", "test", "train", "", "", "", "elsewhere"]
+    np.savez(tmp_path / "a.npz", vectors=vectors, labels=[0, 1] * 4, ids=ids, groups=list("aabbccdd"), splits=splits)
     found = read_source(f"arrays:{tmp_path / 'a.npz'}")
     assert str(found.pop(5)) == "row 5: the vector holds NaN or infinity"
-    for example, n in zip(found, [0, 1, 2, 3, 4, 6, 7], strict=True):
+    assert "row 7: its split is 'elsewhere', expected one of train" in str(found.pop())
+    assert [example.split for example in found] == [None, "validation", "eval", "train", None, None]
+    for example, n in zip(found, [0, 1, 2, 3, 4, 6], strict=True):
         assert (example.id, example.group, example.label) == (ids[n], "aabbccdd"[n], str(n % 2))
         np.testing.assert_array_equal(example.payload, vectors[n])
 
@@ -130,6 +133,7 @@ def test_idx_files_that_do_not_belong_together_are_refused(tmp_path, labels):
         ("arrays:{tmp}/unlabelled.npz", "needs `labels`"),
         ("arrays:{tmp}/floats.npz", "Give floats as `vectors`"),
         ("arrays:{tmp}/short.npz", "`labels` has shape"),
+        ("arrays:{tmp}/more.npz", "more.npz holds group, labels, vectors. Give one of images or vectors, and of"),
         ("arrays:{tmp}/one-image.npz", r"images are uint8 \[n, height, width\] .*; found uint8 \[\]"),
         ("arrays:{tmp}/one-number.npz", r"vectors are numbers \[n, dim\]; found float64 \[\]"),
         ("arrays:{tmp}/objects.npz", "vectors are numbers"),
@@ -160,6 +164,7 @@ def test_wrong_sources_are_refused(tmp_path, source, message):
     np.savez(tmp_path / "unlabelled.npz", vectors=np.eye(3))
     np.savez(tmp_path / "floats.npz", images=np.zeros((3, 4, 4)), labels=[0, 1, 2])
     np.savez(tmp_path / "short.npz", vectors=np.eye(3), labels=[0, 1])
+    np.savez(tmp_path / "more.npz", vectors=np.eye(3), labels=[0, 1, 2], group=[0, 0, 1])
     np.savez(tmp_path / "one-image.npz", images=np.uint8(3), labels=[0])
     np.savez(tmp_path / "one-number.npz", vectors=3.0, labels=[0])
     np.savez(tmp_path / "objects.npz", vectors=np.array([[object()]] * 3), labels=[0, 1, 2])
