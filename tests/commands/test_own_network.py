@@ -67,7 +67,8 @@ def test_augmentation_is_seen_in_training_alone(bare):
 
 def test_a_model_in_memory_that_takes_what_a_function_makes(texts, tmp_path):
     keras.utils.set_random_seed(0)
-    corpus, model = Corpus.open(copied(texts, tmp_path)), own_networks.two_inputs(())
+    corpus, long = Corpus.open(copied(texts, tmp_path)), own_networks.two_inputs(())
+    model = keras.Model(long.input, keras.layers.UnitNormalization()(long.output))
     with pytest.raises(InputError, match="packs that are spread take no positives"):
         mine_corpus(corpus, model, preprocess="own_networks:letters", packs="spread", positives=2)
     assert not [*Run(corpus.run_dir).round(0).checkpoint.parent.iterdir()]  # network.json: the next model's too
