@@ -215,7 +215,7 @@ bench-encoders: .venv-encoders/installed $(FONTS) ## pretrained encoders and eve
 	@[ -d "$(BANKING77)" ] || { echo 'set BANKING77 to the folder of train.csv and test.csv of BANKING77'; exit 1; }
 	@$(ENCODERS_PY) -m benchmarks.encoders --banking77 "$(BANKING77)" --fonts "$(FONTS)" $(ARGS)
 
-bench-quality: .venv-encoders/installed $(FONTS) $(FASHION_MNIST) ## mining against every fair opponent (OMNIGLOT="A.zip B.zip" BANKING77=DIR; 15 minutes; ARGS=--full: what is not stored yet)
+bench-quality: .venv-encoders/installed $(FONTS) $(FASHION_MNIST) ## mining against every fair opponent (OMNIGLOT="A.zip B.zip" BANKING77=DIR; 25 minutes; ARGS=--full: what is not stored yet)
 	@[ -n "$(OMNIGLOT)" ] || { echo 'set OMNIGLOT to images_background_small1.zip and ..._small2.zip of github.com/brendenlake/omniglot'; exit 1; }
 	@[ -d "$(BANKING77)" ] || { echo 'set BANKING77 to the folder of train.csv and test.csv of BANKING77'; exit 1; }
 	@$(ENCODERS_PY) -m benchmarks.quality --omniglot $(OMNIGLOT) --fashion_mnist "$(FASHION_MNIST)" --banking77 "$(BANKING77)" --fonts "$(FONTS)" $(ARGS)

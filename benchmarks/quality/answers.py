@@ -25,10 +25,10 @@ class Case:
     gain: float
     signals: tuple[Signals, ...]
 
-    def right(self, most_active: float) -> float:
+    def right(self, most_met: float) -> float:
         """The share of splits in which the answer is what was measured."""
         pays = self.gain > 0
-        return statistics.mean((answer(one, most_active) == "mine") == pays for one in self.signals)
+        return statistics.mean((answer(one, most_met) == "mine") == pays for one in self.signals)
 
 
 def cases(every: Mapping[str, Stored], budgets: Sequence[float]) -> list[Case]:
@@ -50,9 +50,9 @@ def balanced(asked: Sequence[tuple[Case, float]]) -> float:
 
 
 def fitted(known: Sequence[Case]) -> float:
-    """The bound on `active_per_packed` that answers best, halfway between two signals; of those that do alike, the two
+    """The bound on `classes_met` that answers best, halfway between two signals; of those that do alike, the two
     farthest apart."""
-    values = sorted({one.active_per_packed for case in known for one in case.signals})
+    values = sorted({one.classes_met for case in known for one in case.signals})
     around = {(low + high) / 2: high - low for low, high in itertools.pairwise([0.0, *values, 2 * values[-1]])}
 
     def score(bound: float) -> tuple[float, float]:

@@ -20,8 +20,8 @@ from pipeline.reporting.suspects import among_others
 LOOKED_AT = 512  # rows
 NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
-MOST_ACTIVE = 0.085  # if a round's packs hold as many rows as were embedded for it
-MOST_MET = 0.5  # of the classes, in one pack: with ten classes in all, mining made no difference
+MOST_MET = 0.2  # of the classes, in one pack: with .02 of them mining paid, with half or all it did not
+LEAST_PACKED = 0.75  # of the rows that a round embedded, in packs: with half of them mining lost, with all it did not
 SUSPECTED = 0.15
 LEARNED = 0.5  # of embeddings at random more is active: what lies among another class is then no label's fault
 
@@ -43,13 +43,8 @@ class Signals:
     classes_met: float
     packed: float
 
-    @property
-    def active_per_packed(self) -> float:
-        """Fewer rows than were embedded have less time to win back what that cost; of more nothing was measured."""
-        return self.active / min(self.packed, 1.0)
 
-
-Answer = Literal["mine", "in-batch is enough", "clean labels first"]
+Answer = Literal["mine", "in-batch is enough", "embed fewer rows", "clean labels first"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +59,10 @@ class Advice:
         found = self.signals
         if self.answer == "clean labels first":
             return f"{found.suspected:.0%} of rows lie among another class; see suspected-labels.tsv of the report"
-        if found.classes_met > MOST_MET:
-            return f"a pack holds {found.classes_met:.0%} of the classes"
-        return f"{found.active:.1%} of random triplets teach; packs hold {found.packed:.2g} times the embedded rows"
+        if self.answer == "embed fewer rows":
+            return f"packs hold {found.packed:.2g} times the embedded rows; see --packs spread --anchors"
+        met = f"a pack holds {100 * found.classes_met:.3g}% of the classes"
+        return met if self.answer != "mine" else f"{met}, {found.active:.1%} of random triplets teach"
 
     def __str__(self) -> str:
         return f"  {'does mining pay here?':<22}{self.answer}: {self.why} (docs/does-it-pay.md)"
@@ -99,11 +95,12 @@ def advised(mined: Mined) -> Advised:
     return Advised(**vars(mined), advice=advise(store, manifest) if whole else None)
 
 
-def answer(found: Signals, most_active: float = MOST_ACTIVE) -> Answer:
+def answer(found: Signals, most_met: float = MOST_MET) -> Answer:
     if found.suspected > SUSPECTED and found.active <= LEARNED:
         return "clean labels first"
-    pays = found.classes_met <= MOST_MET and found.active_per_packed <= most_active
-    return "mine" if pays else "in-batch is enough"
+    if found.classes_met > most_met:
+        return "in-batch is enough"
+    return "mine" if found.packed >= LEAST_PACKED else "embed fewer rows"
 
 
 def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:

@@ -175,8 +175,8 @@ def test_the_page_compares_with_the_best_opponent_split_by_split(tmp_path, monke
 
 
 def test_an_answer_is_judged_by_a_bound_that_the_other_corpora_give():
-    def case(corpus, gain, *active):
-        signals = [Signals(active=a, semi_hard=0, pure=1, suspected=0, classes_met=0.1, packed=0.5) for a in active]
+    def case(corpus, gain, *met):
+        signals = [Signals(active=0, semi_hard=0, pure=1, suspected=0, classes_met=m, packed=1) for m in met]
         return answers.Case(corpus=corpus, budget=1.0, gain=gain, signals=tuple(signals))
 
     alike = [case("a", 0.1, 0.03, 0.01), case("a", -0.1, 0.08), case("b", 0.1, 0.02), case("b", -0.1, 0.09)]
