@@ -4,7 +4,6 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
-import numpy as np
 
 
 class InputError(ValueError):
@@ -37,7 +36,7 @@ def check_types(options: Any) -> None:
     for name, hint in get_type_hints(type(options)).items():
         value = getattr(options, name)
         try:
-            msgspec.convert(value.item() if isinstance(value, np.generic) else value, hint)
+            msgspec.convert(value.item() if hasattr(value, "item") else value, hint)
         except msgspec.ValidationError:
             raise InputError(f"{name} must be {_shown(hint)}; found {value!r}") from None
 

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.errors import InputError
+from pipeline.errors import at_least_one
 from pipeline.process import commands
 from pipeline.process.options import Common, parse
 
@@ -18,8 +18,7 @@ class Options(Common):
     """packs that a page reads at most (what keeps it quick)"""
 
     def __post_init__(self) -> None:
-        if self.packs is not None and self.packs < 1:
-            raise InputError(f"packs must be at least 1; found {self.packs}")
+        at_least_one(packs=self.packs)
 
 
 def main(argv: list[str]) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.errors import InputError, check_types
+from pipeline.errors import InputError, at_least_one, check_types
 from pipeline.process.options import from_text
 
 MEMORY_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
@@ -43,8 +43,7 @@ class InitOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.max_side < 1:
-            raise InputError(f"max_side must be 1 or more; found {self.max_side}")
+        at_least_one(max_side=self.max_side)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from pipeline.reporting.suspects import among_others
 LOOKED_AT = 512  # rows
 NEGATIVES = 64  # drawn for each
 MARGIN = 0.2  # of what counts as active here, whatever the mining's
-MOST_MET = 0.2  # of the classes, in one pack: with .02 of them mining paid, with half or all it did not
+MOST_MET = 0.2  # of the classes, in one pack: with .02 of them mining paid, with .38 it lost
 LEAST_PACKED = 0.75  # of the rows that a round embedded, in packs: with half of them mining lost, with all it did not
 SUSPECTED = 0.15
 LEARNED = 0.5  # of embeddings at random more is active: what lies among another class is then no label's fault
@@ -112,7 +112,7 @@ def signals(store: EmbeddingStore, manifest: TripletsManifest) -> Signals:
     found = neighbours(store, rows)
     pure = split.class_of(found[0][:, 0]) == split.class_of(rows)
     packing = manifest.packing
-    classes = store.split.classes
+    classes = split.classes  # of all rows, though a part be embedded: in-batch training draws from all
     met = min(classes, 2 if packing.lone else packing.pack_rows // packing.fill)
     return Signals(
         active=float(active.sum() / count), semi_hard=float((active & (d_an > d_ap)).sum() / count),

@@ -50,7 +50,7 @@ def test_max_side_is_what_images_are_shrunk_to(bare, caplog):
     with caplog.at_level("INFO"):
         assert made(bare, "--max_side", "6").model.inputs[0].shape[1:] == (6, 6, 1)
     assert "images are shrunk from 8 x 8 to 6 x 6; less so: trainer.init --max_side" in caplog.text
-    with pytest.raises(InputError, match="max_side must be 1 or more; found 0"):
+    with pytest.raises(InputError, match="max_side must be at least 1; found 0"):
         InitOptions(max_side=0)
 
 

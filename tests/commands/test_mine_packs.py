@@ -167,6 +167,16 @@ def test_a_part_of_a_corpus_with_one_large_class(tmp_path):
         mine.main([*lone, *SPREAD, "--anchors", "5"])
 
 
+def test_the_answer_counts_the_classes_of_the_corpus_not_of_the_part(tmp_path, capsys):
+    """Five of 60 classes are embedded, a pack holds two."""
+    rng, run = np.random.default_rng(0), ["--run_dir", str(tmp_path / "run")]
+    np.savez(tmp_path / "a.npz", vectors=rng.standard_normal((480, 8)), labels=np.repeat(np.arange(60), 8))
+    assert ingest.main([*run, "--source", f"arrays:{tmp_path / 'a.npz'}", *NO_HOLD_OUT]) == 0
+    assert init.main(run) == 0
+    assert mine.main([*run, *SPREAD, "--anchors", "40", "--pack_rows", "4"]) == 0
+    assert "mine: a pack holds 3.33% of the classes" in capsys.readouterr().out
+
+
 def test_a_part_of_embeddings_that_a_user_brings(tmp_path):
     corpus = Corpus.ingest("digits", tmp_path)
     split = corpus.split("train")
