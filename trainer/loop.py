@@ -35,7 +35,7 @@ from trainer.batches import check_lengths, packs_per_batch, triplet_batches
 from trainer.memory import Memory
 from trainer.options import TrainOptions
 from trainer.state import SAVE_SECONDS, Resumable, restore_optimizer, save_optimizer
-from trainer.step import SUMS, Step, scaled_for, strategy_for
+from trainer.step import SUMS, Step, optimizer_of, scaled_for, strategy_for
 
 BATCH_ROWS = 128  # images a batch where packs do not say it
 READ_SECONDS = 1.0  # between two looks at what steps came to: until then a device need not wait for us
@@ -103,17 +103,22 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What training the newest mined round came to. metrics: None if it was trained already."""
+    """What training the newest mined round came to. metrics: None if it was trained already. unlike: then, in what it
+    was trained otherwise than asked for."""
 
     run_dir: str
     round: int
     checkpoint: str
     metrics: Metrics | None
+    unlike: str = ""
 
     def __str__(self) -> str:
         after = f"  {self.checkpoint}   next: python -m pipeline.mine --run_dir {self.run_dir}"
         if self.metrics is None:
-            return f"round {self.round} is trained already; nothing to do\n{after}"
+            if not self.unlike:
+                return f"round {self.round} is trained already; nothing to do\n{after}"
+            again = f"To train it anew remove {self.checkpoint}."
+            return f"round {self.round} is trained already, with {self.unlike}. {again}\n{after}"
         m = self.metrics
         each = " + ".join(f"{value:.2f} of scope {scope}" for scope, value in m.triplets_per_image_pass.items())
         lines = [f"round {self.round} trained on {m.device}"]
@@ -168,7 +173,8 @@ def train_held(
     trained = functools.partial(Trained, run_dir=str(run_dir), round=round.number, checkpoint=str(target))
     if target.exists():
         state_path(round).unlink(missing_ok=True)  # of a training that was killed right after its checkpoint was there
-        return trained(metrics=None)
+        before = manifests.read_if_there(round.metrics, Metrics, round=round.number)
+        return trained(metrics=None, unlike=_unlike(before.options, options) if before else "")
     manifest = open_triplets(round, corpus)
     keras.utils.set_random_seed(options.seed)  # before anything is loaded: Dropout draws its generator's seed then
     network = _mined_with(round, manifest)
@@ -187,17 +193,15 @@ def train_held(
         return trained(metrics=training.run())
 
 
-def optimizer_of(options: TrainOptions) -> Any:
-    """The optimizer that the options name."""
-    if '"learning_rate"' in options.optimizer:
-        what = f"optimizer {options.optimizer!r} has a learning_rate, and each step sets another"
-        raise InputError(f"{what}. Leave it out, and give --learning_rate.")
-    try:
-        config = json.loads(options.optimizer) if options.optimizer.startswith("{") else options.optimizer
-        return keras.optimizers.get(config)
-    except (ValueError, TypeError) as error:
-        what = f"optimizer {options.optimizer!r} is none of Keras: {str(error)[:300]}"
-        raise InputError(f"{what}. Give a name, as adamw, or a config as JSON.") from None
+def _unlike(before: dict[str, Any], options: TrainOptions) -> str:
+    """The options that were others: what they were, and what they are now."""
+    asked = _as_json(options)
+    others = [name for name, value in asked.items() if before.get(name, value) != value]
+    return ", ".join(f"{name} {before[name]} (asked for {asked[name]})" for name in others)
+
+
+def _as_json(options: TrainOptions) -> dict[str, Any]:
+    return json.loads(msgspec.json.encode(options))  # type: ignore[no-any-return]
 
 
 def state_path(round: Round) -> Path:
@@ -383,7 +387,7 @@ class Training:
         manifest, digest = self.manifest, self.network.digest()
         metrics = Metrics(
             round=self.round.number, device=device_name(), replicas=self.replicas, margin=manifest.mining.margin,
-            options=json.loads(msgspec.json.encode(self.options)), steps=progress.step,
+            options=_as_json(self.options), steps=progress.step,
             total_steps=self.steps_before + progress.step, image_passes=progress.rows,
             triplets_per_image_pass={s: sum(kinds.values()) / manifest.rows for s, kinds in manifest.counts.items()},
             epochs=progress.epochs, stopped_by=stopped_by, seconds=round(seconds, 2),

@@ -1,5 +1,6 @@
 """One training step, on every device there is."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline.embedding.network import layers_of
 from pipeline.errors import InputError
 from trainer import losses
 from trainer.memory import Memory
-from trainer.options import MEMORY_TEMPERATURE, Rates
+from trainer.options import MEMORY_TEMPERATURE, Rates, TrainOptions
 
 SUMS = ("loss", "active", "d_ap", "d_an", "memory_loss")
 
@@ -20,6 +21,19 @@ SUMS = ("loss", "active", "d_ap", "d_an", "memory_loss")
 def strategy_for(devices: Sequence[Any]) -> Any:
     """MirroredStrategy for several GPUs, else TensorFlow's default."""
     return tf.distribute.MirroredStrategy() if len(devices) > 1 else tf.distribute.get_strategy()
+
+
+def optimizer_of(options: TrainOptions) -> Any:
+    """The optimizer that the options name."""
+    if '"learning_rate"' in options.optimizer:
+        what = f"optimizer {options.optimizer!r} has a learning_rate, and each step sets another"
+        raise InputError(f"{what}. Leave it out, and give --learning_rate.")
+    try:
+        config = json.loads(options.optimizer) if options.optimizer.startswith("{") else options.optimizer
+        return keras.optimizers.get(config)
+    except (ValueError, TypeError) as error:
+        what = f"optimizer {options.optimizer!r} is none of Keras: {str(error)[:300]}"
+        raise InputError(f"{what}. Give a name, as adamw, or a config as JSON.") from None
 
 
 def scaled_for(model: keras.Model, optimizer: Any) -> Any:

@@ -60,6 +60,8 @@ class Ingested:
         lines.append(f"corpus of {self.source}: {f'{self.payload.kind} {size}'.strip()}, {self.held_out}")
         for split, rows in self.rows.items():
             lines.append(f"  {split:<11}{rows:>8,} rows  {self.classes[split]:>6,} classes")
+        if self.classes["train"] == 1:
+            lines.append("  train has one class: no row is a negative of another, and nothing can be mined")
         if self.copies:
             conflicts = f"{self.label_conflicts:,} of them under another label"
             lines.append(f"  {self.copies:,} copies of another row's payload, {conflicts}")

@@ -165,9 +165,10 @@ def load_model(local: Path, path: Path) -> keras.Model:
     except (ValueError, TypeError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         _, unknown, which = str(error).rpartition("Could not locate")  # the end of a long message
         if unknown:
+            what = which.partition(". ")[0]
             raise InputError(
-                f"{path} cannot be loaded: {unknown}{which[:120]}. Put "
-                f"@keras.saving.register_keras_serializable() above it, and name its module: --import package.module"
+                f"{path} cannot be loaded: {unknown}{what}. Put @keras.saving.register_keras_serializable() above it. "
+                f"Import its module first; a command does so by --import package.module"
             ) from None
         raise InputError(f"{path} is not a Keras model that can be loaded: {str(error)[:500]}") from None
 

@@ -124,8 +124,11 @@ def normalised(embeddings: Any) -> np.ndarray:
     """float32 [n, dim], L2-normalised, of numbers [n, dim].
 
     Raises:
-      InputError: for another shape, or a row that is zero or not finite.
+      InputError: for another shape, a masked array, or a row that is zero or not finite.
     """
+    if np.ma.is_masked(embeddings):
+        masked = np.ma.count_masked(embeddings)
+        raise InputError(f"embeddings have {masked} masked numbers. Fill them, or drop the rows.")
     try:
         vectors = np.asarray(_on_the_host(embeddings), np.float64)
     except (TypeError, ValueError) as error:

@@ -304,6 +304,12 @@ def test_labels_that_look_alike_are_kept_and_said(tmp_path, capsys):
     assert "4 times labels differ only in case, spaces or form. Kept apart: '0', '0.0'; 'Cat', 'cat'; 'Ice" in out
 
 
+def test_a_corpus_of_one_class_is_told_that_nothing_can_be_mined(tmp_path, capsys):
+    write_csv(tmp_path / "t.csv", [("text", "label"), ("one", "a"), ("two", "a")])
+    assert ingested(tmp_path / "run", f"csv:{tmp_path / 't.csv'}")[0] == {"a": 2}
+    assert "train has one class: no row is a negative of another" in capsys.readouterr().out
+
+
 def test_a_long_text_is_rejected_unless_one_says_so(tmp_path):
     write_csv(tmp_path / "t.csv", [("id", "text", "label"), ("x", "é" * 100_001, "a"), ("y", "é" * 100_000, "a")])
     counts, rejected = ingested(tmp_path / "run", f"csv:{tmp_path / 't.csv'}")

@@ -94,7 +94,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(texts, tmp_path,
 
 
 def test_a_class_that_another_process_does_not_know_is_named(bare):
-    with pytest.raises(InputError, match="not loaded again.*Unregistered.*register_keras_serializable.*--import"):
+    with pytest.raises(InputError, match="not loaded again.*class 'Unregistered'. Put @.*--import"):
         init.main(["--run_dir", str(bare), "--model", "own_networks:unregistered"])
     assert not Run(bare).round(0).checkpoint.exists()
 

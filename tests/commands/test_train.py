@@ -67,8 +67,11 @@ def test_a_round_is_trained_once_and_tells_what_came_of_it(run, capsys):
     assert found[0] == metrics.next_checkpoint_digest != manifest.checkpoint_digest
     assert not (round.train / "state.npz").exists()
     (round.train / "state.npz").write_bytes(b"of a training that was killed right after its checkpoint was there")
-    assert train.main(["--run_dir", str(run)]) == 0
+    assert train.main(["--run_dir", str(run), "--epochs", "2"]) == 0
     assert "round 0 is trained already; nothing to do" in capsys.readouterr().out
+    assert train.main(["--run_dir", str(run), "--layer_rates", "embedding:0.5"]) == 0
+    others = "with epochs 2 (asked for 1), layer_rates [] (asked for [['embedding', 0.5]]). To train it anew remove"
+    assert f"round 0 is trained already, {others} {round.next.checkpoint}." in capsys.readouterr().out
     assert outcome(run) == found and not (round.train / "state.npz").exists()
 
 

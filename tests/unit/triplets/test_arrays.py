@@ -40,6 +40,7 @@ def test_arrays_in_memory_give_the_triplets_of_the_run_directory(fresh_run, pick
         (np.ones((4, 2)), [0, 1], r"found \(4, 2\), \(2,\)"),
         (np.ones(4), [0] * 4, r"found \(4,\)"),
         (np.array([[1.0, 0], [0, 0], [np.nan, 1]]), [0, 0, 1], r"2 embeddings are zero or not finite: rows \[1, 2\]"),
+        (np.ma.masked_less(np.eye(3), 1), [0, 1, 1], "6 masked numbers. Fill them"),
         (np.ones((4, 2)), ["a", None, "b", float("nan")], r"2 labels are None or NaN: rows \[1, 3\]. Leave"),
         (np.ones((3, 2)), ["a", float("nan"), "b"], r"1 labels are None or NaN: rows \[1\]"),
         (np.ones((3, 2)), ["a", 1, None], "labels that cannot be ordered.*Give them one type"),
