@@ -98,10 +98,10 @@ def claims(kept: Mapping[str, page.Stored]) -> list[Row]:
     for name, bound in (("cities", 0.03), ("kanji", 0.03), ("omniglot", 0.01), ("banking77", 0.02)):
         best = page.best_opponent(kept[name], small)
         ask("packs minus the best opponent, one pass", name, "packs", best, small, bound)
-    for name, budget in (("omniglot", large), ("cities", large), ("kanji", small)):
+    for name, budget in (("omniglot", large), ("cities", small), ("cities", large), ("kanji", small)):
         what = f"mined packs minus rows at random, {'one pass' if budget == small else 'three passes'}"
         ask(what, name, "packs", "packs-even", budget, 0.02)
-    for name in ("omniglot", "cities"):
+    for name in ("omniglot", "cities", "kanji"):
         ask("plain triplets on packs minus in-batch, one pass", name, "plain", "semi-hard", small, 0.0)
     found = answers.cases(kept, BUDGETS)
     note = ", ".join(f"{one.corpus} {one.budget:g}: {one.gain:+.3f}" for one in found)

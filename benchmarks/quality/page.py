@@ -67,25 +67,31 @@ def table(name: str, kept: Stored, budget: float) -> list[str]:
 
 
 def draw(every: Mapping[str, Stored], budgets: Sequence[float]) -> None:
-    """What mined packs gain over the best opponent, against the budget."""
+    """What mined packs gain over the best opponent: against the budget, and against the packs that hold all classes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9.6, 3.8), dpi=110, layout="constrained")
+    by_budget, by_classes = figure.subplots(1, 2, sharey=True)
     for name, kept in every.items():
         points = []
         for budget in budgets:
-            best = best_opponent(kept, budget)
+            best, ours = best_opponent(kept, budget), reported(kept, "packs", budget)
             gains = gain(kept, "packs", best, budget) if best else []
-            points += [(budget, statistics.mean(gains))] if gains else []
+            met = [one.signals.classes_met for one in ours if one.signals]
+            points += [(budget, statistics.mean(gains), 1 / statistics.mean(met))] if gains else []
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", label=CORPORA[name].name)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="passes over the corpus, mining's counted", ylabel="MAP@R over the best opponent", xscale="log")
-    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
-    axes.set_xticks([], minor=True)
-    axes.legend()
-    axes.grid(alpha=0.3)
+            passes, gained, packs = zip(*points, strict=True)
+            by_budget.plot(passes, gained, "o-", label=CORPORA[name].name)
+            by_classes.plot(packs, gained, "o")
+    by_budget.set(xlabel="passes over the corpus, mining's counted", ylabel="MAP@R over the best opponent")
+    by_classes.set(xlabel="classes in the corpus over classes in a pack")
+    for axes, ticks in ((by_budget, budgets), (by_classes, (1, 10, 100, 1000))):
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(PICTURE)
 
 
