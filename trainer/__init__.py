@@ -10,6 +10,8 @@ step       one training step, on every device there is
 losses     on embeddings
 batches    triplet TFRecords, and corpus records, to batches
 memory     embeddings of the corpus that a batch is compared with beside its own
+kinds      which rows are each other's positives and negatives, in a graph
+events     what TensorBoard shows
 state      what an interrupted training needs to go on
 recipe     all settings of the rounds, in a file of recipes/
 rounds     mining and training in turn, by a plan on disk

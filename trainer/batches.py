@@ -38,7 +38,8 @@ def triplet_batches(
       memory: for the entries that its `compared` and `renew` take.
     Returns:
       A tf.data.Dataset of dicts. inputs: of R examples, as the network takes them, augmented; triplets: int32 [T, 3],
-      positions in inputs of anchor, positive, negative.
+      positions in inputs of anchor, positive, negative; row: int64 [R], numbers in the corpus, or in a memory that
+      holds a part of it.
     """
     kind = manifest.feature.kind
     paths = [str(directory / shard.file) for shard in manifest.shards]
@@ -58,8 +59,9 @@ def triplet_batches(
         first = tf.gather(pack["row"].row_starts(), pack["anchor"].value_rowids())  # row of each triplet's pack
         sides = [pack[side].values + first for side in ("anchor", "positive", "negative")]
         taken = inputs.augmented(inputs.of_payload(pack[kind].values), seed, number)
-        batch = {"inputs": taken, "triplets": tf.cast(tf.stack(sides, axis=1), tf.int32)}
-        return batch | (memory.of_batch(pack["row"].values) if memory else {})
+        row = pack["row"].values
+        batch = {"inputs": taken, "triplets": tf.cast(tf.stack(sides, axis=1), tf.int32), "row": row}
+        return batch | (memory.of_batch(row) if memory else {})
 
     return _ahead(packs.map(parse))
 

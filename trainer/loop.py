@@ -1,11 +1,9 @@
 """A round's training from start to checkpoint, with the plain triplet loss unless told otherwise."""
 
-import contextlib
 import functools
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from typing import Any
 import keras
 import msgspec
 import tensorflow as tf
-from tensorflow.summary import create_file_writer, create_noop_writer
 
 from pipeline.corpus.corpus import Corpus
 from pipeline.embedding.decoding import rows_of
@@ -32,6 +29,8 @@ from pipeline.process.progress import Stage, live
 from pipeline.reporting.results import Epoch, Metrics
 from pipeline.triplets.draws import draw_key
 from trainer.batches import check_lengths, packs_per_batch, triplet_batches
+from trainer.events import event_log
+from trainer.kinds import Kinds
 from trainer.memory import Memory
 from trainer.options import TrainOptions
 from trainer.state import SAVE_SECONDS, Resumable, restore_optimizer, save_optimizer
@@ -55,7 +54,7 @@ class Schedule:
 
 @dataclass(kw_only=True)
 class Totals:
-    """Of an epoch that is under way. idle: steps without triplets. sums: of `step.SUMS`."""
+    """Of an epoch that is under way. idle: steps without triplets, mined or picked. sums: of `step.SUMS`."""
 
     batches: int = 0
     steps: int = 0
@@ -68,7 +67,7 @@ class Totals:
         self.batches += batches
         self.triplets += triplets
         self.steps += 1
-        self.idle += triplets == 0
+        self.idle += triplets == 0 and not values["loss"]
 
     def mean(self) -> Epoch:
         counted = max(self.triplets, 1)  # a callback may have ended it before the first triplet
@@ -209,27 +208,6 @@ def state_path(round: Round) -> Path:
     return round.train / "state.npz"
 
 
-@contextlib.contextmanager
-def event_log(round: Round, suffix: str = "") -> Iterator[Any]:
-    """A summary writer for TensorBoard's events of a round; in a bucket, which TensorFlow may not know, one that writes
-    nothing.
-
-    Raises:
-      OSError: if the disk refuses.
-    """
-    path = round.train / "logs"
-    local = storage.is_local(path)
-    try:
-        writer = create_file_writer(str(path), filename_suffix=suffix or None) if local else create_noop_writer()
-        with contextlib.closing(writer):
-            yield writer
-    except tf.errors.OpError as error:
-        _, ours, reason = error.message.partition(str(path))
-        if not ours:
-            raise
-        raise OSError(f"{path}{reason.partition(os.linesep)[0]}") from None
-
-
 def _mined_with(round: Round, manifest: TripletsManifest) -> Network:
     """The checkpoint, compared with what the round was mined with."""
     if not round.checkpoint.exists():
@@ -269,9 +247,13 @@ class Training:
             store = store_of(round, corpus, manifest)
             with strategy.scope():
                 self.memory = Memory(store, options.memory_rows, manifest.mining.seed)
+        kinds = None
+        if options.loss == "semi-hard":
+            with strategy.scope():
+                kinds = self.memory.kinds if self.memory else Kinds.of(corpus.split("train"))
         self.step = Step(
             network.model, optimizer, options.loss, manifest.mining.margin, strategy, self.batches(0).element_spec,
-            options.layer_rates, self.memory, options.temperature,
+            options.layer_rates, self.memory, options.temperature, kinds,
         )  # fmt: skip
         digests = [manifest.triplet_digest, manifest.checkpoint_digest]
         shaped_by = [*digests, options, schedule, self.replicas, network.extras]

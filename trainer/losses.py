@@ -1,8 +1,8 @@
 """Losses on L2-normalised embeddings, for `model.compile` and for the trainer's own step.
 
 Of triplets, of a batch against a memory, of a batch against itself. Distances are squared Euclidean, as in mining. A
-batch without triplets, pairs or positives has loss 0. A loss for `trainer.train --loss` goes into LOSSES and into
-`TrainOptions.loss`; one for `trainer.warmup --loss` into IN_BATCH and into `WarmupOptions.loss`.
+batch without triplets, pairs or positives has loss 0. A loss of mined triplets for `trainer.train --loss` goes into
+LOSSES and into `TrainOptions.loss`; one for `trainer.warmup --loss` into IN_BATCH and into `WarmupOptions.loss`.
 """
 
 from typing import Any
@@ -198,10 +198,19 @@ def triplet_semihard_loss(
       A float32 scalar. Memory O(n * (n + m)): each row's negatives are sorted once, and each of its positives finds its
       place among them.
     """
-    similarity, _, negative = _compared(labels, embeddings, memory, memory_labels)
-    distance, n = ops.maximum(0.0, 2.0 - 2.0 * similarity), ops.shape(embeddings)[0]
+    similarity, positive, negative = _compared(labels, embeddings, memory, memory_labels)
+    return _semihard(similarity, positive[:, : ops.shape(embeddings)[0]], negative, margin)
+
+
+def picked_triplet_loss(embeddings: Any, positive: Any, negative: Any, margin: float) -> Any:
+    """`triplet_semihard_loss` where it is said which rows are positives and negatives of which: bool [n, n]."""
+    return _semihard(_cosines(embeddings, None), positive, negative, margin)
+
+
+def _semihard(similarity: Any, positive: Any, negative: Any, margin: float) -> Any:
+    """similarity: float32 [n, n + m]; positive: bool [n, n]; negative: bool [n, n + m]."""
+    distance, n = ops.maximum(0.0, 2.0 - 2.0 * similarity), ops.shape(positive)[0]
     of_batch = distance[:, :n]
-    pair = ops.logical_and(labels[:, None] == labels[None, :], ops.logical_not(ops.eye(n, dtype="bool")))
     far = 8.0  # more than any distance: where a row has no such negative
     ascending = ops.sort(ops.where(negative, distance, far), axis=1)  # each row's negatives first
 
@@ -215,7 +224,7 @@ def triplet_semihard_loss(
     farthest = ops.max(ops.where(negative, distance, -1.0), axis=1, keepdims=True)
     chosen = ops.where(ops.logical_and(beyond < count, nearest < far), nearest, farthest)
     has_negative = ops.cast(ops.any(negative, axis=1, keepdims=True), "float32")
-    return mean_or_zero(ops.maximum(0.0, margin + of_batch - chosen) * has_negative, ops.cast(pair, "float32"))
+    return mean_or_zero(ops.maximum(0.0, margin + of_batch - chosen) * has_negative, ops.cast(positive, "float32"))
 
 
 def triplet_hard_loss(

@@ -13,6 +13,7 @@ import tensorflow as tf
 from pipeline.corpus.corpus import Part
 from pipeline.embedding.store import EmbeddingStore
 from pipeline.errors import InputError
+from trainer.kinds import Kinds, class_of
 
 CLASSMATES = 16  # of each class in a batch, where the rows of the memory are drawn
 
@@ -24,6 +25,7 @@ class Memory:
     Of a round with more rows each batch draws its own: CLASSMATES of each of its classes, so that every row finds
     positives, and the others uniformly. A batch of the same rows draws the same.
 
+    kinds: which rows are positives and which negatives of which, by their numbers in the memory.
     embedding: a variable where the step runs, float32 [rows, dim], of all rows that the round embedded. All are held,
     however few a batch is compared with.
     """
@@ -42,8 +44,7 @@ class Memory:
         block = store.block(np.arange(split.rows))
         self.embedding = tf.Variable(block.embedding, trainable=False)
         self._split, self._first_rows = split, split.first_rows
-        codes = {"first_rows": split.first_rows, "content": block.content, "group": block.group}
-        self._codes = {name: tf.Variable(of, trainable=False) for name, of in codes.items() if of is not None}
+        self.kinds = Kinds(split.first_rows, block.content, block.group)
 
     def of_batch(self, row: Any) -> dict[str, Any]:
         """What a step needs of a batch for `compared` and `renew`, in the graph of its input. row: int64 [r], of the
@@ -55,13 +56,11 @@ class Memory:
     def compared(self, batch: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
         """In a step's graph: the embeddings that a batch is compared with, [n, dim]; which of these are positives, and
         which are negatives, of each of the batch's rows, bool [r, n]; and which of these are each other's positives.
-
-        As in mining: copies and rows of one group are not each other's negatives, and copies no positives.
         """
         row, drawn = batch["row"], batch.get("memory_row")
         embedding = self.embedding.value() if drawn is None else tf.gather(self.embedding, drawn)
-        positive, negative = self._kinds(row, tf.range(self.rows, dtype=tf.int64) if drawn is None else drawn)
-        return embedding, positive, negative, self._kinds(row, row)[0]
+        positive, negative = self.kinds(row, tf.range(self.rows, dtype=tf.int64) if drawn is None else drawn)
+        return embedding, positive, negative, self.kinds(row, row)[0]
 
     def renew(self, strategy: Any, batches: Any, embeddings: Any) -> None:
         """In a step's graph: takes up what it made of its batches' rows, float32 [r, dim] on each device."""
@@ -75,26 +74,10 @@ class Memory:
         made = tf.cast(tf.gather(made, first), tf.float32)
         strategy.extended.update(self.embedding, take_up, args=(row, made))
 
-    def _kinds(self, one: Any, other: Any) -> tuple[Any, Any]:
-        """Which rows of `other` are positives, and which negatives, of each of `one`: bool [n of one, n of other]."""
-
-        def same(code: Any) -> Any:
-            return code(one)[:, None] == code(other)[None, :]
-
-        def of(name: str) -> Any:
-            return lambda row: tf.gather(self._codes[name], row)
-
-        same_label = same(lambda row: _class_of(self._codes["first_rows"].value(), row))
-        copy = same(of("content")) if "content" in self._codes else same(lambda row: row)
-        negative = ~(same_label | copy)
-        if "group" in self._codes:
-            negative &= ~(same(of("group")) & (of("group")(one) >= 0)[:, None])
-        return same_label & ~copy, negative
-
     def _drawn(self, row: Any) -> Any:
         """int64 [count], different rows."""
         draw, first_rows = tf.stack([self.seed, tf.reduce_sum(row)]), tf.constant(self._first_rows)
-        own = tf.sort(tf.unique(_class_of(first_rows, row))[0])
+        own = tf.sort(tf.unique(class_of(first_rows, row))[0])
         first = tf.gather(first_rows, own)[:, None]
         size = tf.gather(first_rows, own + 1)[:, None] - first
         # Of a class every so many rows, from a random one on: different ones, however small or large it is.
@@ -108,7 +91,3 @@ class Memory:
         place = tf.minimum(tf.searchsorted(classmates, others), tf.size(classmates) - 1)
         others = others[tf.gather(classmates, place) != others]
         return tf.ensure_shape(tf.concat([classmates, others], axis=0)[: self.count], [self.count])
-
-
-def _class_of(first_rows: Any, row: Any) -> Any:
-    return tf.searchsorted(first_rows, row, "right", tf.int64) - 1

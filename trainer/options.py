@@ -94,8 +94,8 @@ class TrainOptions:
     # On Omniglot small1, three rounds after a short warm-up ended at MAP@R .69 with 3e-3 and .71 with 1e-3.
     learning_rate: float = 1e-3
     """of the optimizer, at its peak"""
-    loss: Literal["triplet", "active-triplet", "contrastive"] = "triplet"
-    """formulas in trainer/losses.py"""
+    loss: Literal["triplet", "active-triplet", "contrastive", "semi-hard"] = "triplet"
+    """of the mined triplets; semi-hard: of triplets that are picked anew in each pack; formulas in trainer/losses.py"""
     optimizer: str = "adam"
     """of Keras: a name, or a config as JSON, {"class_name": "AdamW", "config": {"weight_decay": 0.01}}"""
     layer_rates: Annotated[Rates, from_text("LAYER:FACTOR,…", parse_rates, shown)] = ()

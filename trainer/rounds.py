@@ -27,8 +27,9 @@ from pipeline.process.commands import log
 from pipeline.reporting import pages
 from pipeline.reporting.facts import facts_of
 from pipeline.reporting.results import Best, Evaluation, Measures, Metrics, worse_than_untrained
+from trainer.events import event_log
 from trainer.first import write_first
-from trainer.loop import Schedule, event_log, train_held
+from trainer.loop import Schedule, train_held
 from trainer.measures.baselines import measure_baselines
 from trainer.measures.evaluation import evaluate_rounds, kept_checkpoint
 from trainer.measures.retrieval import has_queries

@@ -12,6 +12,7 @@ from pipeline.embedding.decoding import rows_of
 from pipeline.embedding.network import layers_of
 from pipeline.errors import InputError
 from trainer import losses
+from trainer.kinds import Kinds
 from trainer.memory import Memory
 from trainer.options import MEMORY_TEMPERATURE, Rates, TrainOptions
 
@@ -47,27 +48,34 @@ class Step:
     """Updates the model from one batch of `trainer.batches.triplet_batches` per device.
 
     The gradient is that of the loss's mean over the triplets of all devices' batches (of `active-triplet`: of each
-    device's mean, weighted by its triplets), and of the memory's loss, if there is one: of each device's mean, weighted
-    by its rows. All of a step is one call of a graph, from which nothing comes back to the host unless it is read.
+    device's mean, weighted by its triplets; of `semi-hard`, which picks its own: weighted by its rows), and of the
+    memory's loss, if there is one: of each device's mean, weighted by its rows. All of a step is one call of a graph,
+    from which nothing comes back to the host unless it is read.
     """
 
     def __init__(
         self, model: keras.Model, optimizer: Any, loss: str, margin: float, strategy: Any, spec: Any,
         layer_rates: Rates = (), memory: Memory | None = None, temperature: float = MEMORY_TEMPERATURE,
+        kinds: Kinds | None = None,
     ):  # fmt: skip
+        """kinds: of `semi-hard`, of the rows as batches number them."""
         self._strategy = strategy
         rates = _rates(model, layer_rates)
         # One trace for all shapes: traces for two shapes may round differently, and a resumed run would differ.
         # Values per device take no signature.
-        loss_of = losses.LOSSES[loss](margin)
+        loss_of: Any = None if kinds else losses.LOSSES[loss](margin)
         signature = [spec, tf.TensorSpec([2])] if strategy.num_replicas_in_sync == 1 else None
 
         def on_one(batch: dict[str, Any], share: Any) -> Any:
             with tf.GradientTape() as tape:
                 embeddings = model(batch["inputs"], training=True)
                 d_ap, d_an = losses.triplet_distances(embeddings, batch["triplets"])
-                each = loss_of.of_distances(d_ap, d_an)
-                value = losses.mean_or_zero(each, tf.ones_like(each)) * share[0]
+                if kinds:
+                    related = kinds(batch["row"], batch["row"])
+                    value = losses.picked_triplet_loss(embeddings, *related, margin) * share[1]
+                else:
+                    each = loss_of.of_distances(d_ap, d_an)
+                    value = losses.mean_or_zero(each, tf.ones_like(each)) * share[0]
                 of_memory = 0.0
                 if memory:
                     of_memory = losses.memory_loss(embeddings, *memory.compared(batch), temperature) * share[1]

@@ -45,12 +45,13 @@ class Mined(Arm):
 
     The warm-up has the settings that in-batch training does best with. control: the packs are replaced by as many rows
     that no embedding has a part in: `random`, of randomly drawn classes; `even`, every row once in random company.
-    rows_an_anchor: about how many rows of its packs an anchor brings in.
+    rows_an_anchor: about how many rows of its packs an anchor brings in. is_free: the budget is of training alone.
     """
 
     recipe: Recipe = field(default_factory=lambda: read_recipe("best"))
     rows_an_anchor: int = 1
     control: str = ""
+    is_free: bool = False
 
     def split(self, settings: Settings, budget: float, rows: int) -> tuple[float, float, int]:
         """Passes of the warm-up, passes of a round, and how often the round's packs are trained on for these.
@@ -61,7 +62,9 @@ class Mined(Arm):
         of_round = math.inf
         while of_round > epochs * rows + 1:
             epochs += 1
-            if self.recipe.packing.packs == "spread":
+            if self.is_free:
+                training = budget
+            elif self.recipe.packing.packs == "spread":
                 training = budget / (1 + (1 - warmup) * FORWARD / epochs)
             else:
                 training = budget - rounds * rows * FORWARD
@@ -72,8 +75,8 @@ class Mined(Arm):
         return MiningOptions(margin=settings["margin"], anchors=anchors, seed=seed), self.recipe.packing
 
     def training(self, settings: Settings, epochs: int, seed: int) -> TrainOptions:
-        given = {name: settings[name] for name in ("learning_rate", "memory_rows", "temperature") if name in settings}
-        return TrainOptions(epochs=epochs, seed=seed, **given)
+        taken = ("learning_rate", "memory_rows", "temperature", "loss", "batch_rows")
+        return TrainOptions(epochs=epochs, seed=seed, **{name: settings[name] for name in taken if name in settings})
 
 
 MARGINS = (1.0, 0.5, 0.2)
@@ -124,12 +127,18 @@ OURS = {
         grid={"warmup": (0.5, 0.25, 0.7), "margin": MARGINS},
     ),
 }  # fmt: skip
-# With the settings of what they are controls of.
+PICKED = PackOptions(packs="spread", pack_rows=64, fill=4)
 CONTROLS = {
     "packs-random": replace(OURS["packs"], name="packs of random classes with memory", control="random"),
     "packs-even": replace(OURS["packs"], name="packs of each row once, at random, with memory", control="even"),
     "plain-random": replace(OURS["plain"], name="packs of random classes, the plain triplet loss", control="random"),
-}
+    "picked": Mined(
+        name="mined packs, triplets picked in the step; mining not counted", fixed={"loss": "semi-hard"},
+        grid={"warmup": (0.25, 0.05), "rounds": (4, 1), "margin": (0.5, 1.0, 0.2), "batch_rows": (64, 128)},
+        recipe=Recipe(packing=PICKED), is_free=True,
+    ),
+}  # fmt: skip
+# These have the settings of what they are controls of.
 CONTROL_OF = {"packs-random": "packs", "packs-even": "packs", "plain-random": "plain"}
 ARMS: dict[str, InBatch | Mined] = OPPONENTS | OURS | CONTROLS
 

@@ -164,10 +164,11 @@ def test_an_epoch_that_ends_before_its_first_triplet_has_a_mean():
     assert totals.mean().loss == totals.mean().active_share == totals.mean().d_ap == 0
 
 
-def test_another_loss_trains(run):
-    assert train.main(["--run_dir", str(run), "--loss", "contrastive", "--epochs", "2"]) == 0
+@pytest.mark.parametrize("options", ["contrastive", "semi-hard", "semi-hard --memory_rows 100"])
+def test_another_loss_trains(run, options):
+    assert train.main(["--run_dir", str(run), "--epochs", "2", "--loss", *options.split()]) == 0
     metrics = metrics_of(run)
-    assert metrics.options["loss"] == "contrastive" and metrics.epochs[-1].loss < metrics.epochs[0].loss
+    assert metrics.options["loss"] == options.split()[0] and metrics.epochs[-1].loss < metrics.epochs[0].loss
 
 
 def test_a_memory_adds_its_loss(run, capsys):

@@ -129,6 +129,9 @@ def test_semihard_loss_equals_loops(classes, margin):
         x = tf.Variable(embeddings)
         loss = losses.triplet_semihard_loss(tf.constant(label), x, margin)
     assert abs(float(loss) - semihard_by_loops(label, embeddings, margin)) < 1e-5
+    same = label[:, None] == label[None, :]
+    picked = losses.picked_triplet_loss(embeddings, same & ~np.eye(len(label), dtype=bool), ~same, margin)
+    np.testing.assert_allclose(picked, loss, rtol=1e-6)
     assert np.isfinite(tape.gradient(loss, x).numpy()).all()
 
 

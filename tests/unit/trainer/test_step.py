@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pipeline.triplets.rows import Block
 from trainer import losses
+from trainer.kinds import Kinds
 from trainer.memory import Memory
 from trainer.step import SUMS, Step, scaled_for
 
@@ -44,7 +45,7 @@ def memory_of(most):
     return Memory(SimpleNamespace(split=split, files=0, block=block), most, 0)
 
 
-def moved(model, batches, strategy=None, most=0, tries=1, **settings):
+def moved(model, batches, strategy=None, most=0, tries=1, loss="triplet", **settings):
     """The change of every variable by one step of plain gradient descent, what the step returns, and the memory of at
     most so many rows after it."""
     before = [variable.numpy() for variable in model.variables]
@@ -56,7 +57,7 @@ def moved(model, batches, strategy=None, most=0, tries=1, **settings):
     if memory:
         batches = [given | memory.of_batch(given["row"]) for given in batches]
     spec = {name: tf.TensorSpec([None, *value.shape[1:]], value.dtype) for name, value in batches[0].items()}
-    step = Step(model, optimizer, "triplet", 0.2, strategy, spec, memory=memory, **settings)
+    step = Step(model, optimizer, loss, 0.2, strategy, spec, memory=memory, **settings)
     for _ in range(tries):
         values = dict(zip(SUMS, step(batches).numpy().tolist(), strict=True))
         changes = [variable.numpy() - old for variable, old in zip(model.variables, before, strict=True)]
@@ -107,6 +108,26 @@ def test_a_step_renews_the_memory_of_its_rows():
     np.testing.assert_allclose(after[given["row"]], made, atol=1e-6)
     others = np.setdiff1d(np.arange(200), given["row"])
     np.testing.assert_array_equal(after[others], before[others])
+
+
+def test_triplets_are_picked_anew_by_what_may_be_one_in_mining():
+    """By loops over pairs: the nearest negative beyond the positive, else the farthest; no copy, none of a group."""
+    model, given = network(), batch(triplets=0)
+    row, rng = given["row"].numpy(), np.random.default_rng(4)
+    contents, groups = rng.integers(0, 40, 60), rng.integers(-1, 9, 60)
+    label, content, group = row // 6, contents[row], groups[row]
+    d = 2 - 2 * (embeddings := model(given["inputs"], training=True).numpy()) @ embeddings.T
+    each, pairs = [], 0
+    for a in range(ROWS):
+        other = (label != label[a]) & (content != content[a]) & ((group != group[a]) | (group[a] < 0))
+        for p in np.flatnonzero((label == label[a]) & (content != content[a])):
+            beyond = d[a][other & (d[a] > d[a, p])]
+            each.append(max(0.0, 0.2 + d[a, p] - (beyond.min() if len(beyond) else d[a][other].max())))
+            pairs += 1
+    kinds = Kinds(np.arange(0, 61, 6), contents, groups)
+    changes, values, _ = moved(model, [given], loss="semi-hard", kinds=kinds)
+    assert pairs > 20 and np.abs(changes[0]).max() > 0
+    np.testing.assert_allclose(values["loss"], np.mean(each), rtol=1e-4)
 
 
 def test_half_precision_learns_what_single_precision_does():
