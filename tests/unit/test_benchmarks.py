@@ -124,7 +124,7 @@ def test_tuning_descends_one_setting_after_the_other_and_ours_after_in_batch():
 
 
 def test_no_opponent_is_tuned_less_than_ours():
-    ours = max(arms.tried(arm.grid) for arm in arms.OURS.values())
+    ours = max(arms.tried(arm.grid) for arm in [*arms.OURS.values(), arms.ARMS["picked"]])
     assert min(arms.tried(arm.grid) for arm in arms.OPPONENTS.values()) >= ours
 
 
@@ -137,6 +137,8 @@ def test_mining_is_paid_for_out_of_the_budget():
         assert warmup == pytest.approx(rounds * of_round / 3)
     warmup, of_round, epochs = arms.OURS["plain"].split({"rounds": 1, "warmup": 0.5}, 9000, rows=9000)
     assert (warmup, of_round, epochs) == (pytest.approx(3000), pytest.approx(3000), 1)
+    warmup, of_round, epochs = arms.ARMS["picked"].split({"rounds": 4, "warmup": 0.25}, 9000, rows=9000)
+    assert warmup + 4 * of_round == pytest.approx(9000) and epochs == 1, "mining is free there, as its name says"
     assert arms.OPPONENTS["large"].options({"batch_rows": 512}, 30_000).steps == 59
 
 
