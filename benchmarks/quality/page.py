@@ -19,7 +19,7 @@ Stored = Mapping[str, Found]
 def reported(kept: Stored, arm: str, budget: float) -> list[Found]:
     """An arm's cells of the splits that are reported, by split, with the settings that were chosen: a longer grid may
     have left others behind."""
-    chosen = {one.cell.corpus: tuning.settle(one.cell.corpus, arm, kept)[0] for one in kept.values()}
+    chosen = {name: tuning.settle(name, arm, kept)[0] for name in {one.cell.corpus for one in kept.values()}}
     found = [
         one for one in kept.values()
         if (one.cell.arm, one.cell.budget, one.cell.on) == (arm, budget, "eval")
