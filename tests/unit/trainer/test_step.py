@@ -114,7 +114,7 @@ def test_triplets_are_picked_anew_by_what_may_be_one_in_mining():
     """By loops over pairs: the nearest negative beyond the positive, else the farthest; no copy, none of a group."""
     model, given = network(), batch(triplets=0)
     row, rng = given["row"].numpy(), np.random.default_rng(4)
-    contents, groups = rng.integers(0, 40, 60), rng.integers(-1, 9, 60)
+    contents, groups = rng.integers(0, 40, 60), rng.integers(-1, 3, 60)
     label, content, group = row // 6, contents[row], groups[row]
     d = 2 - 2 * (embeddings := model(given["inputs"], training=True).numpy()) @ embeddings.T
     each, pairs = [], 0
