@@ -36,6 +36,12 @@ def _asking(label: np.ndarray, query: np.ndarray | None) -> tuple[np.ndarray, np
     return asking[relevant > 0], relevant[relevant > 0], gallery
 
 
+def nearest(similarity: np.ndarray, depth: int) -> np.ndarray:
+    """int64 [depth]: where the highest of float [n] are, the highest first; ties go to the lower place."""
+    enough = np.flatnonzero(similarity >= np.partition(similarity, -depth)[-depth])
+    return enough[np.argsort(-similarity[enough], kind="stable")[:depth]]
+
+
 def retrieval(embeddings: Any, label: np.ndarray, query: np.ndarray | None = None) -> dict[str, float]:
     """Every row queries all others; or queries the gallery, as In-shop Clothes and VeRi are scored.
 
@@ -62,13 +68,10 @@ def retrieval(embeddings: Any, label: np.ndarray, query: np.ndarray | None = Non
     for start in range(0, len(asking), BLOCK):
         rows, r = asking[start : start + BLOCK], relevant[start : start + BLOCK, None]
         similarity = embeddings[rows] @ candidates
-        similarity = (similarity.toarray() if issparse(similarity) else similarity).astype(np.float64)
-        # One whole number orders by similarity, ties to the lower row; the query itself comes last.
-        key = (similarity * 2.0**30).astype(np.int64) * 2**32 - np.arange(len(gallery))
+        similarity = similarity.toarray() if issparse(similarity) else similarity
         if query is None:
-            key[np.arange(len(rows)), rows] = -np.iinfo(np.int64).max
-        top = np.argpartition(-key, depth - 1, axis=1)[:, :depth]
-        top = np.take_along_axis(top, np.argsort(-np.take_along_axis(key, top, axis=1), axis=1), axis=1)
+            similarity[np.arange(len(rows)), rows] = -np.inf  # nobody finds itself
+        top = np.array([nearest(row, depth) for row in similarity])
         good, within = label[gallery][top] == label[rows, None], np.arange(depth) < r
         for k in RECALL_AT:
             hits[k] += good[:, :k].any(axis=1).sum()
