@@ -38,7 +38,8 @@ class FirstCheckpoint:
 
     def __str__(self) -> str:
         if self.already:
-            return f"{self.path} is there already; nothing to do"
+            folder = storage.location(self.path).parent
+            return f"{self.path} is there already; nothing to do. For another, remove {folder} first"
         after = f"next: python -m pipeline.mine --run_dir {self.run_dir}"
         return f"first checkpoint: {self.path} ({self.digest[:12]})\n  {after}"
 
