@@ -33,7 +33,8 @@ def test_the_weights_are_seeded_whatever_was_built_before(bare, small, tmp_path)
 def test_a_checkpoint_that_is_there_stays(small_run, capsys):
     before = Run(small_run).round(0).checkpoint.read_bytes()
     assert init.main(["--run_dir", str(small_run)]) == 0
-    assert "is there already; nothing to do" in capsys.readouterr().out
+    folder = Run(small_run).round(0).checkpoint.parent
+    assert f"is there already; nothing to do. For another, remove {folder} first" in capsys.readouterr().out
     with pytest.raises(InputError, match="is there already. Remove .* to choose another --model"):
         init.main(["--run_dir", str(small_run), "--model", "networks:dropout"])
     assert Run(small_run).round(0).checkpoint.read_bytes() == before
