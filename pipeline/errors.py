@@ -31,6 +31,13 @@ def at_least_one(**values: int | None) -> None:
             raise InputError(f"{name} must be at least 1; found {value}")
 
 
+def above_zero(**values: float | None) -> None:
+    """Raises InputError where one is a number that is not above 0."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{name} must be above 0; found {value}")
+
+
 def check_types(options: Any) -> None:
     """Raises InputError where a field of a dataclass is not what its annotation says; NumPy's numbers are numbers."""
     for name, hint in get_type_hints(type(options)).items():

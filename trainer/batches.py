@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.corpus.corpus import Corpus
+from pipeline.corpus.manifest import Feature
 from pipeline.embedding.decoding import Inputs
 from pipeline.errors import InputError, at_least_one
 from pipeline.files import tfrecords
@@ -94,13 +95,15 @@ def triplet_dataset(
       [t, 3], the positions in inputs of anchor, positive and negative. Each row is there once, however many triplets
       it is in.
     Raises:
-      InputError: if nothing is mined, if batch_size is below 1, if a file is not what its manifest says, or if images
-        differ in size and no input_shape is given.
+      InputError: if nothing is mined, if batch_size is below 1 or seed below 0, if a file is not what its manifest
+        says, if input_shape is none that the corpus can have, or if images differ in size and none is given.
 
     >>> model.compile("adam", TripletLoss(margin=0.2))                                  # doctest: +SKIP
     >>> model.fit(triplet_dataset("runs/digits"), epochs=2, shuffle=False)              # doctest: +SKIP
     """
     at_least_one(batch_size=batch_size)
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more; found {seed}")
     run_dir, number = (mined.run_dir, mined.round) if isinstance(mined, Mined) else (mined, round)
     corpus = Corpus.open(run_dir)
     run = Run(corpus.run_dir)
@@ -108,14 +111,27 @@ def triplet_dataset(
         raise InputError(f"{run.path} is in a bucket, tf.data reads files of a disk: copy the run directory to one.")
     found = run.mined(number)
     manifest = open_triplets(found, corpus)
-    shape = input_shape or tuple(size or 0 for size in manifest.feature.shape)
-    if 0 in shape:
+    stored = tuple(size or 0 for size in manifest.feature.shape)
+    if input_shape is None and 0 in stored:
         raise InputError(f"{corpus.directory}: images differ in size; give input_shape=(height, width, channels)")
+    shape = stored if input_shape is None else _fitting(manifest.feature, input_shape)
     check_lengths(found.triplets, manifest)
     batches = triplet_batches(found.triplets, manifest, Inputs(manifest.feature, shape), batch_size, seed)
     pairs = batches.map(lambda batch: (batch["inputs"], batch["triplets"]))
     count = -(-manifest.packs // packs_per_batch(manifest, batch_size))
     return pairs.apply(tf.data.experimental.assert_cardinality(count))
+
+
+def _fitting(feature: Feature, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape, if examples can have it."""
+    fits, wanted = {
+        "image": (len(shape) == 3 and min(shape) > 0 and shape[-1] in (1, 3), "(height, width, 1 or 3 channels)"),
+        "text": (shape in ((), (1,)), "() or (1,)"),
+        "vector": (shape == feature.shape, feature.shape),
+    }[feature.kind]
+    if not fits:
+        raise InputError(f"input_shape of a {feature.kind} must be {wanted}; found {shape}")
+    return shape
 
 
 def _ahead(batches: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, above_zero
 from trainer.options import MEMORY_TEMPERATURE
 
 
@@ -42,6 +42,7 @@ class TripletLoss(keras.losses.Loss):
 
     def __init__(self, margin: float = 0.2, name: str = "triplet_loss", **kwargs: Any):
         super().__init__(name=name, **kwargs)
+        above_zero(margin=margin)
         self.margin = margin
 
     def of_distances(self, d_ap: Any, d_an: Any) -> Any:
@@ -157,6 +158,7 @@ class MemoryLoss(keras.losses.Loss):
         **kwargs: Any,
     ):  # fmt: skip
         super().__init__(name=name, **kwargs)
+        above_zero(temperature=temperature)
         self.memory, self.labels = ops.convert_to_tensor(memory, "float32"), ops.convert_to_tensor(labels, "int32")
         self.temperature = temperature
         if self.labels.shape != self.memory.shape[:1]:
@@ -296,6 +298,7 @@ class TripletSemiHardLoss(keras.losses.Loss):
 
     def __init__(self, margin: float = 1.0, name: str = "triplet_semihard_loss", **kwargs: Any):
         super().__init__(name=name, **kwargs)
+        above_zero(margin=margin)
         self.margin = margin
 
     def call(self, y_true: Any, y_pred: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.errors import InputError, at_least_one, check_types
+from pipeline.errors import InputError, above_zero, at_least_one, check_types
 from pipeline.process.options import from_text
 
 MEMORY_TEMPERATURE = 0.07  # of cosines; on Omniglot .05, .07 and .1 did alike
@@ -73,9 +73,8 @@ class WarmupOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("steps", "epochs", "margin", "temperature", "batch_rows", "learning_rate"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise InputError(f"{name} must be above 0; found {getattr(self, name)}")
+        counted = ("steps", "epochs", "margin", "temperature", "batch_rows", "learning_rate")
+        above_zero(**{name: getattr(self, name) for name in counted})
         least = max(self.batch_rows, 8)  # two classes of four
         if self.memory_rows and self.memory_rows < least:
             raise InputError(f"memory_rows must be 0, or a batch ({least}) or more; found {self.memory_rows}")
@@ -111,9 +110,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("epochs", "batch_rows", "learning_rate", "temperature"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise InputError(f"{name} must be above 0; found {getattr(self, name)}")
+        above_zero(**{name: getattr(self, name) for name in ("epochs", "batch_rows", "learning_rate", "temperature")})
         if any(factor < 0 for _, factor in self.layer_rates):
             raise InputError(f"layer_rates must be 0 or more; found {shown(self.layer_rates)}")
         if self.memory_rows < 0:

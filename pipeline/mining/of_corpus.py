@@ -68,6 +68,8 @@ def mine_corpus(
     if (model is None) == (embeddings is None):
         raise InputError("mine_corpus takes either a model or embeddings")
     at_least_one(threads=threads)
+    if "negatives" in options:
+        raise InputError(f"mine_corpus takes kinds of negatives as kind=; found negatives={options['negatives']!r}")
     options = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     of_packs = {field.name for field in fields(PackOptions)} & options.keys()
     packing = PackOptions(**{name: options.pop(name) for name in of_packs})
