@@ -99,7 +99,7 @@ def claims(kept: Mapping[str, page.Stored]) -> list[Row]:
         best = page.best_opponent(kept[name], small)
         ask("packs minus the best opponent, one pass", name, "packs", best, small, bound)
     for name, budget in (("omniglot", large), ("cities", small), ("cities", large), ("kanji", small)):
-        what = f"mined packs minus rows at random, {'one pass' if budget == small else 'three passes'}"
+        what = f"mined packs minus each row once, at random, {'one pass' if budget == small else 'three passes'}"
         ask(what, name, "packs", "packs-even", budget, 0.02)
     for name in ("omniglot", "cities", "kanji"):
         ask("plain triplets on packs minus in-batch, one pass", name, "plain", "semi-hard", small, 0.0)
