@@ -98,11 +98,13 @@ def claims(kept: Mapping[str, page.Stored]) -> list[Row]:
     for name, bound in (("cities", 0.03), ("kanji", 0.03), ("omniglot", 0.01), ("banking77", 0.02)):
         best = page.best_opponent(kept[name], small)
         ask("packs minus the best opponent, one pass", name, "packs", best, small, bound)
+    passes = {small: "one pass", large: "three passes"}
     for name, budget in (("omniglot", large), ("cities", small), ("cities", large), ("kanji", small)):
-        what = f"mined packs minus each row once, at random, {'one pass' if budget == small else 'three passes'}"
-        ask(what, name, "packs", "packs-even", budget, 0.02)
-    for name in ("omniglot", "cities", "kanji"):
-        ask("plain triplets on packs minus in-batch, one pass", name, "plain", "semi-hard", small, 0.0)
+        ask(f"mined packs minus each row once, at random, {passes[budget]}", name, "packs", "packs-even", budget, 0.02)
+    for name in ("omniglot", "cities", "kanji", "banking77"):
+        for budget in BUDGETS:
+            what = f"plain triplets on packs minus in-batch, {passes[budget]}"
+            ask(what, name, "plain", "semi-hard", budget, 0.0)
     for name in ("omniglot", "kanji"):
         what = "triplets picked in mined packs minus in-batch, one pass, mining not counted"
         ask(what, name, "picked", "semi-hard", small, 0.0)

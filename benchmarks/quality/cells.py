@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import shutil
 import tempfile
@@ -102,9 +103,15 @@ def run(cell: Cell, corpus: Path) -> Found:
     return Found(
         cell=cell, map_at_r=measures["map_at_r"], recall_at_1=measures["recall_at_1"], passes=passes,
         forwarded=forwarded, cost=passes + forwarded * FORWARD, seconds=round(time.time() - started, 1),
-        cpu_seconds=round(used.ru_utime + used.ru_stime, 1), peak_mb=round(used.ru_maxrss / 1024), code=code(),
+        cpu_seconds=round(used.ru_utime + used.ru_stime, 1), peak_mb=peak_mb(), code=code(),
         date=time.strftime("%Y-%m-%d"), machine=platform.machine(), signals=said,
     )  # fmt: skip
+
+
+def peak_mb() -> int:
+    """Of this process. `ru_maxrss` is kept across execve (getrusage(2)): it may be that of who started this process."""
+    [line] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return round(int(line) / 1024)
 
 
 def in_batch(arm: InBatch, run_dir: Path, cell: Cell, passes: float) -> tuple[int, int, int]:
