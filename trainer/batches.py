@@ -114,7 +114,7 @@ def triplet_dataset(
     stored = tuple(size or 0 for size in manifest.feature.shape)
     if input_shape is None and 0 in stored:
         raise InputError(f"{corpus.directory}: images differ in size; give input_shape=(height, width, channels)")
-    shape = stored if input_shape is None else _fitting(manifest.feature, input_shape)
+    shape = stored if input_shape is None else _fitting(manifest.feature, tuple(input_shape))
     check_lengths(found.triplets, manifest)
     batches = triplet_batches(found.triplets, manifest, Inputs(manifest.feature, shape), batch_size, seed)
     pairs = batches.map(lambda batch: (batch["inputs"], batch["triplets"]))
@@ -124,8 +124,9 @@ def triplet_dataset(
 
 def _fitting(feature: Feature, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape, if examples can have it."""
+    is_image = len(shape) == 3 and all(size and size > 0 for size in shape) and shape[2] in (1, 3)
     fits, wanted = {
-        "image": (len(shape) == 3 and min(shape) > 0 and shape[-1] in (1, 3), "(height, width, 1 or 3 channels)"),
+        "image": (is_image, "(height, width, 1 or 3 channels)"),
         "text": (shape in ((), (1,)), "() or (1,)"),
         "vector": (shape == feature.shape, feature.shape),
     }[feature.kind]

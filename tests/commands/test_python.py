@@ -257,6 +257,7 @@ def test_a_round_that_there_is_not_is_refused(small_mined):
         (lambda run: triplet_dataset(run, seed=-1), "seed must be 0 or more; found -1"),
         (lambda run: triplet_dataset(run, input_shape=(8, 8)), r"1 or 3 channels\); found \(8, 8\)"),
         (lambda run: triplet_dataset(run, input_shape=(8, 8, 2)), r"1 or 3 channels\); found \(8, 8, 2\)"),
+        (lambda run: triplet_dataset(run, input_shape=(None, None, 1)), r"1 or 3 channels\); found \(None, None, 1\)"),
         (lambda run: mine_corpus(Corpus.open(run), "x.keras", negatives="hard"), "as kind=; found negatives='hard'"),
         (lambda run: TripletLoss(margin=-1.0), "margin must be above 0; found -1.0"),
         (lambda run: MemoryLoss([[1.0]], [0], temperature=0.0), "temperature must be above 0; found 0.0"),
